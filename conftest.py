@@ -1,0 +1,20 @@
+"""Options and fixtures that all tests share."""
+
+import pytest
+import torch
+
+
+def pytest_addoption(parser):
+    """Adds ``--device``, spelled as in SpeechBrain."""
+    parser.addoption("--device", action="store", default="cpu")
+
+
+def pytest_configure(config):
+    """Keeps the small tests from fighting for the cores."""
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture
+def device(request):
+    """The device given on the command line, ``cpu`` by default."""
+    return request.config.getoption("--device")

@@ -1,0 +1,40 @@
+#!/usr/bin/env python3
+"""Installs noisegate: pip install -e ".[dev,docs]"."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+version = (Path(__file__).parent / "noisegate" / "version.txt").read_text()
+
+setup(
+    name="noisegate",
+    version=version.strip(),
+    description="Learns the layer sizes of SpeechBrain models in training",
+    license="Apache-2.0",
+    python_requires=">=3.9,<3.14",
+    packages=find_packages(include=["noisegate", "noisegate.*"]),
+    package_data={"noisegate": ["version.txt"]},
+    # torch and torchaudio must come from the same release: SpeechBrain
+    # imports torchaudio, whose binary part links against torch's.
+    install_requires=[
+        "speechbrain==1.1.*",
+        "torch==2.11.*",
+        "torchaudio==2.11.*",
+        "hyperpyyaml",
+        "sentencepiece",
+        "soundfile",
+        "scipy",
+        "matplotlib",
+    ],
+    extras_require={
+        "dev": [
+            "pytest>=8",
+            "ruff==0.17.5",
+            "yamllint",
+            "scikit-learn",
+            "fvcore",
+        ],
+        "docs": ["mkdocs"],
+    },
+)

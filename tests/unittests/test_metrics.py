@@ -78,7 +78,7 @@ def test_f1_threshold_of_equals_is_the_highest():
 def test_f1_threshold_is_exact():
     # Of 6000 targets, 2902 of the 3001 scores 2 and 5381 of the 10690 >= 1:
     # F1 is higher at 1, by less than 32 bit resolve.
-    runs = [(2902, 99), (5381 - 2902, 7689 - 2479), (6000 - 5381, 100)]
+    runs = [(2902, 99), (5381 - 2902, 7689 - 2479), (6000 - 5381, 9000)]
     labels = [y for ones, zeros in runs for y in [1] * ones + [0] * zeros]
     sizes = torch.tensor([sum(run) for run in runs])
     scores = torch.tensor([2.0, 1.0, 0.0]).repeat_interleave(sizes)

@@ -12,7 +12,7 @@ integers and all results Python floats, so values may go into checkpoint
 meta-data as they are. Everything costs one sort.
 
 Authors
- * The noisegate contributors 2026
+ * The noisegate developers, 2026
 """
 
 import torch

@@ -12,7 +12,7 @@ setup(
     version=version.strip(),
     description="Learns the layer sizes of SpeechBrain models in training",
     license="Apache-2.0",
-    python_requires=">=3.9,<3.14",
+    python_requires=">=3.10,<3.14",
     packages=find_packages(include=["noisegate", "noisegate.*"]),
     package_data={"noisegate": ["version.txt"]},
     # torch and torchaudio must come from the same release: SpeechBrain

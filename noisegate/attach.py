@@ -1,0 +1,455 @@
+"""Puts gates on the channel groups of a model.
+
+The rule that makes the masked model equal to the cut one: a feature is gated
+where it is *read*, not where it is made. So every layer that reads a gated
+group gets a tap in front of it; normalizations take their statistics from the
+open channels; recurrent units are closed in the recurrence too; the inner
+widths of attention heads follow the model width. With a fully open gate a tap
+hands its input on untouched, so that the model is the plain one, to the bit.
+
+Authors
+ * The noisegate developers, 2026
+"""
+
+import fnmatch
+import functools
+import math
+
+import torch
+from torch.func import functional_call
+
+from noisegate.cost import CostModel
+from noisegate.gate import NoiseGate, bounded_sqrt
+from noisegate.groups import FEATURES, find_groups
+
+_STATISTICS_MOMENTUM = 0.05
+_STATISTICS_STRIDE = 4  # frames between those that update the statistics
+
+
+class Tap(torch.nn.Module):
+    """Gates the features that a layer reads.
+
+    Arguments
+    ---------
+    gate : noisegate.gate.Gate
+        The gate of the features' group.
+    layer : torch.nn.Module
+        Linear, Conv1d, Conv2d, GRU or MultiheadAttention.
+    index : torch.Tensor
+        Channel of each feature, None for the identity.
+    """
+
+    def __init__(self, gate, layer, index=None):
+        super().__init__()
+        self._gate = (gate,)  # registered once, elsewhere
+        kernel = getattr(layer, "kernel_size", ())
+        self.dim = -1 - len(kernel)
+        self.register_buffer("index", index, persistent=False)
+        self.register_buffer("variance", torch.ones(gate.size))
+        self.register_buffer("n_updates", torch.tensor(0))
+
+    @property
+    def gate(self):
+        """noisegate.gate.Gate : the gate."""
+        return self._gate[0]
+
+    def hook(self, layer, args):
+        """Forward pre-hook: replaces the first argument."""
+        x = args[0]
+        if isinstance(x, torch.nn.utils.rnn.PackedSequence):
+            mixed = x._replace(data=self(x.data))
+        else:
+            mixed = self(x)
+        return (mixed, *args[1:])
+
+    def attention_hook(self, layer, args):
+        """Forward pre-hook of self-attention: one noise for q, k and v."""
+        mixed = self(args[0])
+        if mixed is args[0]:
+            return None
+        return (mixed, mixed, mixed, *args[3:])
+
+    def forward(self, x):
+        """Gates the features.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            Input of the layer.
+
+        Returns
+        -------
+        torch.Tensor
+            The same with the gate applied.
+        """
+        if self.training and self.gate.frozen is None:
+            self._update_statistics(x)
+        return self.gate.mix(x, self.variance.sqrt(), self.dim, self.index)
+
+    @torch.no_grad()
+    def _update_statistics(self, x):
+        rows = x.detach().movedim(self.dim, -1)
+        if rows.dim() > 2 and rows.shape[1] > 8 * _STATISTICS_STRIDE:
+            rows = rows[:, ::_STATISTICS_STRIDE]
+        rows = rows.float().flatten(0, -2)
+        variance = rows.var(0, unbiased=False)
+        if self.index is not None:
+            per_channel = len(self.index) / self.gate.size
+            variance = torch.zeros_like(self.variance).index_add(
+                0, self.index, variance / per_channel
+            )
+        self.n_updates += 1
+        momentum = (1 / self.n_updates).clamp(min=_STATISTICS_MOMENTUM)
+        self.variance.lerp_(variance, momentum)
+
+    @torch.no_grad()
+    def usefulness(self, layer):
+        """Returns how much the layer uses each channel.
+
+        Norm of the channel's weights times its standard deviation.
+
+        Arguments
+        ---------
+        layer : torch.nn.Module
+            The layer behind the tap.
+
+        Returns
+        -------
+        torch.Tensor
+            (channels,), comparable within one tap.
+        """
+        if isinstance(layer, torch.nn.GRU):
+            weights = [layer.weight_ih_l0]
+            if layer.bidirectional:
+                weights.append(layer.weight_ih_l0_reverse)
+            weight = torch.cat(weights)
+        elif isinstance(layer, torch.nn.MultiheadAttention):
+            weight = layer.in_proj_weight
+        else:
+            weight = layer.weight
+        energy = weight.square().movedim(1, 0).flatten(1).sum(1)
+        if self.index is not None:
+            energy = torch.zeros_like(self.variance).index_add(
+                0, self.index, energy
+            )
+        return (energy * self.variance).sqrt()
+
+
+class _MaskedLayer(torch.nn.Module):
+    """Replaces the forward of a layer by one that knows its gate."""
+
+    def __init__(self, gate, layer):
+        super().__init__()
+        self._gate = (gate,)
+        self._inside = False
+        layer.forward = functools.partial(_call, self, layer)
+
+    @property
+    def gate(self):
+        """noisegate.gate.Gate : the gate."""
+        return self._gate[0]
+
+    def with_parameters(self, layer, parameters, args, kwargs):
+        """Runs the layer's own forward with some parameters replaced."""
+        self._inside = True
+        try:
+            return functional_call(layer, parameters, args, kwargs)
+        finally:
+            self._inside = False
+
+
+def _call(mask, layer, *args, **kwargs):
+    """The forward of a layer with a :class:`_MaskedLayer`."""
+    if mask._inside or mask.gate.mask is None:
+        return type(layer).forward(layer, *args, **kwargs)
+    return mask.run(layer, *args, **kwargs)
+
+
+class MaskedLayerNorm(_MaskedLayer):
+    """LayerNorm whose statistics count each channel as its gate says.
+
+    Arguments
+    ---------
+    gate : noisegate.gate.Gate
+        The gate of the normalized channels.
+    layer : torch.nn.LayerNorm
+        The layer.
+    """
+
+    def run(self, layer, x):
+        """Returns the normalized features (batch, ..., channels)."""
+        x32 = x.float() if x.dtype in (torch.bfloat16, torch.half) else x
+        weights = self.gate.channel_weights().to(x32.dtype)
+        weights = weights / weights.sum()
+        centred = x32 - (x32 * weights).sum(-1, keepdim=True)
+        variance = (centred.square() * weights).sum(-1, keepdim=True)
+        y = centred * torch.rsqrt(variance + layer.eps)
+        if layer.weight is not None:
+            y = y * layer.weight
+        if layer.bias is not None:
+            y = y + layer.bias
+        return y.to(x.dtype)
+
+
+class MaskedGRU(_MaskedLayer):
+    """GRU in which no unit reads a closed unit.
+
+    Units at the edge fade without noise inside the recurrence (the fused
+    kernels leave no room for it) and with noise in the layer that reads the
+    output.
+
+    Arguments
+    ---------
+    gate : noisegate.gate.Gate
+        The gate of the units.
+    layer : torch.nn.GRU
+        The layer.
+    """
+
+    def run(self, layer, *args, **kwargs):
+        """Returns output and state of the GRU."""
+        factor = bounded_sqrt(self.gate.channel_weights())
+        factor = factor.to(layer.weight_hh_l0.dtype)
+        directions = 2 if layer.bidirectional else 1
+        parameters = {}
+        for name, parameter in layer.named_parameters():
+            if name.startswith("weight_hh"):
+                parameters[name] = parameter * factor
+            elif name.startswith("weight_ih") and "_l0" not in name:
+                parameters[name] = parameter * factor.repeat(directions)
+        return self.with_parameters(layer, parameters, args, kwargs)
+
+
+class MaskedHeads(_MaskedLayer):
+    """Self-attention whose heads narrow with the model width.
+
+    Arguments
+    ---------
+    gate : noisegate.gate.Gate
+        The gate of the model width.
+    layer : torch.nn.MultiheadAttention
+        The layer.
+    """
+
+    def run(self, layer, *args, **kwargs):
+        """Returns output and weights of the attention."""
+        weights = self.gate.tied_weights(layer.head_dim)
+        rows = bounded_sqrt(weights).repeat(3 * layer.num_heads)
+        rows = rows.to(layer.in_proj_weight.dtype)
+        parameters = {"in_proj_weight": layer.in_proj_weight * rows[:, None]}
+        if layer.in_proj_bias is not None:
+            parameters["in_proj_bias"] = layer.in_proj_bias * rows
+        return self.with_parameters(layer, parameters, args, kwargs)
+
+
+class Gates:
+    """The gates of a model.
+
+    Finds the channel groups of the model, puts a gate on those asked for and
+    knows the cost as a function of all widths. Gates are sub-modules of the
+    model's layers: checkpoints and DDP need no extra care.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        The model, plain or with layers of :mod:`noisegate.layers`.
+    features : speechbrain.lobes.features.Fbank
+        The front-end; give it if its mel bands are gated or its cost counts.
+    layers : list of str
+        Names of the groups to gate ("features" for the mel bands), with
+        wildcards; None gates the layers of :mod:`noisegate.layers` in the
+        model, or all groups if there are none; [] gates nothing.
+    gate : callable
+        Gate factory, called with ``size`` and ``granularity``.
+    granularity : int
+        Integer widths are multiples of this (and of what the model asks for).
+    segment_s : float
+        Seconds of audio that are processed at once; costs refer to it.
+    sample_rate : int
+        In Hz.
+    input_shape : list of int
+        Without ``features``: shape (1, frames, features) of ``segment_s``.
+
+    Raises
+    ------
+    ValueError
+        If a name in ``layers`` matches no group, or a group that may not
+        change; says which groups there are.
+
+    Example
+    -------
+    >>> from speechbrain.nnet.containers import Sequential
+    >>> from speechbrain.nnet.linear import Linear
+    >>> net = Sequential(input_shape=[None, None, 8])
+    >>> net.append(Linear, n_neurons=16, layer_name="hidden")
+    >>> net.append(Linear, n_neurons=1, layer_name="out")
+    >>> gates = Gates(net, input_shape=[1, 100, 8], segment_s=1.0)
+    >>> gates.names
+    ['hidden']
+    >>> gates.cost.macs_per_second()
+    14400
+    >>> gates.freeze({"hidden": 4})
+    >>> gates.cost.macs_per_second(gates.integer_widths())
+    3600
+    """
+
+    def __init__(
+        self,
+        model,
+        features=None,
+        layers=None,
+        gate=NoiseGate,
+        granularity=1,
+        segment_s=1.0,
+        sample_rate=16000,
+        input_shape=None,
+    ):
+        self.model = model
+        self.features = features
+        self.groups = find_groups(model, features)
+        if features is not None:
+            example = torch.zeros(1, round(segment_s * sample_rate))
+        elif input_shape is not None:
+            example = torch.zeros(input_shape)
+        else:
+            raise ValueError("Gates needs one of features or input_shape")
+        self.cost = CostModel(model, self.groups, example, segment_s, features)
+        self.gates = {}
+        self._taps = []
+        for group in self._select(layers):
+            step = math.lcm(group.granularity, granularity)
+            self._attach(
+                group, (group.gate or gate)(size=group.size, granularity=step)
+            )
+        if self.gates:
+            model.register_forward_pre_hook(self._refresh)
+
+    @property
+    def names(self):
+        """list of str : names of the gated groups, in data-flow order."""
+        return list(self.gates)
+
+    def _select(self, layers):
+        free = [group for group in self.groups if group.fixed is None]
+        if layers is None:
+            wanted = [group for group in self.groups if group.wanted]
+            for group in wanted:
+                if group.fixed:
+                    raise ValueError(
+                        f"'{group.name}' asks for a gate, but its width may "
+                        f"not change: it is {group.fixed}"
+                    )
+            return wanted or free
+        selected = []
+        for pattern in layers:
+            hits = [
+                group
+                for group in self.groups
+                if fnmatch.fnmatch(group.name, pattern)
+            ]
+            open_hits = [group for group in hits if group.fixed is None]
+            if not open_hits:
+                reason = "".join(
+                    f"; {group.name} is {group.fixed}" for group in hits
+                )
+                raise ValueError(
+                    f"layers: '{pattern}' names no group that can be gated"
+                    f"{reason}. Groups: {[group.name for group in free]}"
+                )
+            selected += [group for group in open_hits if group not in selected]
+        return [group for group in free if group in selected]
+
+    def _attach(self, group, gate):
+        self.gates[group.name] = gate
+        for port in group.ports:
+            if port.layer == FEATURES:
+                continue
+            layer = self.model.get_submodule(port.layer)
+            if not any(module is gate for module in self.model.modules()):
+                layer.add_module("gate_" + port.role, gate)
+            if port.role == "in":
+                tap = Tap(gate, layer, port.index)
+                layer.add_module("tap", tap)
+                self._taps.append((group.name, tap, layer))
+                if isinstance(layer, torch.nn.MultiheadAttention):
+                    layer.register_forward_pre_hook(tap.attention_hook)
+                else:
+                    layer.register_forward_pre_hook(tap.hook)
+            elif port.role == "hidden":
+                layer.add_module("masked", MaskedGRU(gate, layer))
+            elif port.role == "heads":
+                layer.add_module("masked", MaskedHeads(gate, layer))
+            elif isinstance(layer, torch.nn.LayerNorm):
+                layer.add_module("masked", MaskedLayerNorm(gate, layer))
+
+    def _refresh(self, model, args):
+        for gate in self.gates.values():
+            gate.refresh()
+
+    def parameters(self):
+        """Returns the parameters of the gates.
+
+        Returns
+        -------
+        list of torch.nn.Parameter
+        """
+        return [p for gate in self.gates.values() for p in gate.parameters()]
+
+    def widths(self):
+        """Returns the differentiable widths.
+
+        Returns
+        -------
+        dict of str to torch.Tensor
+        """
+        return {name: gate.width() for name, gate in self.gates.items()}
+
+    def integer_widths(self):
+        """Returns the widths that evaluation and compaction keep.
+
+        Returns
+        -------
+        dict of str to int
+        """
+        return {name: gate.integer_width() for name, gate in self.gates.items()}
+
+    def min_widths(self):
+        """Returns the smallest integer widths.
+
+        Returns
+        -------
+        dict of str to int
+        """
+        return {name: gate.min_width for name, gate in self.gates.items()}
+
+    @property
+    def frozen(self):
+        """bool : whether all widths are final."""
+        return all(g.frozen is not None for g in self.gates.values())
+
+    def freeze(self, widths):
+        """Fixes all widths.
+
+        Arguments
+        ---------
+        widths : dict of str to int
+            A width for each gate.
+        """
+        for name, gate in self.gates.items():
+            gate.freeze(widths[name])
+
+    def clamp(self):
+        """Brings gate parameters back into their bounds, after a step."""
+        for gate in self.gates.values():
+            gate.clamp()
+
+    def reorder(self):
+        """Ranks the channels of each group by how much they are used."""
+        for name, gate in self.gates.items():
+            gate.reorder(
+                sum(
+                    tap.usefulness(layer)
+                    for group, tap, layer in self._taps
+                    if group == name
+                )
+            )

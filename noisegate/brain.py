@@ -1,0 +1,319 @@
+"""A SpeechBrain Brain whose model learns its widths.
+
+Authors
+ * The noisegate developers, 2026
+"""
+
+import functools
+import json
+import os
+from unittest import mock
+
+import speechbrain as sb
+import torch
+from speechbrain.utils.checkpoints import (
+    mark_as_loader,
+    mark_as_saver,
+    register_checkpoint_hooks,
+)
+from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.logger import get_logger
+from tqdm import tqdm
+
+from noisegate.compact import compact
+
+logger = get_logger(__name__)
+
+
+@register_checkpoint_hooks
+class RandomState:
+    """The state of torch's random generators, for checkpoints.
+
+    SpeechBrain's checkpoints do not hold it, but dropout and gate noise
+    depend on it: with it a resumed run equals the uninterrupted one.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> state = RandomState()
+    >>> path = tempfile.mktemp()
+    >>> state.save(path)
+    >>> before = torch.rand(3)
+    >>> state.load(path, end_of_epoch=True)
+    >>> state.restore()
+    >>> torch.equal(before, torch.rand(3))
+    True
+    """
+
+    def __init__(self):
+        self.pending = None
+
+    @mark_as_saver
+    def save(self, path):
+        """Saves the present state."""
+        state = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            state["cuda"] = torch.cuda.get_rng_state()
+        torch.save(state, path)
+
+    @mark_as_loader
+    def load(self, path, end_of_epoch):
+        """Reads a state, which :meth:`restore` brings into force."""
+        self.pending = torch.load(path, map_location="cpu")
+
+    def restore(self):
+        """Brings a loaded state into force, once.
+
+        Ranks other than 0 get a state of their own, derived from the saved
+        one, because each has to draw its own noise.
+        """
+        if self.pending is None:
+            return
+        torch.set_rng_state(self.pending["cpu"])
+        if "cuda" in self.pending and torch.cuda.is_available():
+            torch.cuda.set_rng_state(self.pending["cuda"])
+        rank = int(os.environ.get("RANK", 0))
+        if rank > 0:
+            seed = int(torch.randint(2**31, (1,))) + rank
+            torch.manual_seed(seed)
+        self.pending = None
+
+
+class _ProgressBar(tqdm):
+    """SpeechBrain's progress bar with the present MACs."""
+
+    def __init__(self, *args, macs, **kwargs):
+        self._macs = macs
+        super().__init__(*args, **kwargs)
+
+    def set_postfix(self, *args, **kwargs):
+        """Adds the MACs to what SpeechBrain shows."""
+        super().set_postfix(*args, macs=self._macs(), **kwargs)
+
+
+class GatedBrain(sb.Brain):
+    """Trains weights and widths together, then evaluates the cut model.
+
+    A recipe derives its Brain from this one as it would from ``sb.Brain``.
+    What it has to do:
+
+    * ``compute_objectives`` adds ``self.complexity_term(stage)`` to its loss;
+    * ``on_stage_start``, ``on_stage_end``, ``on_fit_batch_start`` and
+      ``on_fit_batch_end``, where overridden, call ``super()`` first;
+    * ``on_stage_end`` logs ``self.gate_stats()`` and names the criterion of
+      the best checkpoint in its ``meta`` only if ``self.widths_are_final``.
+
+    What this class does: gates have an optimizer of their own (own learning
+    rate, clipped, no weight decay); schedule and dual variable are stepped
+    after each optimizer step; channels are ranked anew at each epoch; at the
+    beginning of ``freeze_epoch`` widths are rounded to the budget and frozen;
+    checkpoints hold all of this and the random state; ``evaluate`` runs on
+    the compacted model.
+
+    Required in hparams: ``gates`` (:class:`noisegate.attach.Gates`),
+    ``complexity_loss`` (:class:`noisegate.cost.ComplexityLoss`),
+    ``gate_opt_class`` (optimizer factory for the gates), ``freeze_epoch``
+    (first epoch with final widths). Optional: ``output_folder``, where the
+    history of the widths is written to ``gates.jsonl``; ``reorder`` (False
+    keeps the order of the channels, the published form).
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for key in ("gates", "complexity_loss", "gate_opt_class"):
+            if not hasattr(self.hparams, key):
+                raise ValueError(f"GatedBrain needs the key '{key}' in hparams")
+        self.gates = self.hparams.gates
+        self.complexity_loss = self.hparams.complexity_loss
+        if self.jit and self.gates.gates:
+            raise ValueError(
+                "--jit cannot script gated layers; use --compile, or --jit "
+                "with the compacted model"
+            )
+        self.random_state = RandomState()
+        self.compact_features = None
+        self._epoch = None
+        self._steps_per_epoch = None
+        self._term_added = False
+        self._compacted = False
+
+    # ---- contract with the recipe ----------------------------------------
+
+    @property
+    def widths_are_final(self):
+        """bool : whether the widths are frozen, that is the budget is met."""
+        return self.gates.frozen
+
+    def complexity_term(self, stage):
+        """Returns what the complexity adds to the loss.
+
+        Arguments
+        ---------
+        stage : sb.Stage
+            Only sb.Stage.TRAIN has a term.
+
+        Returns
+        -------
+        torch.Tensor or float
+        """
+        if stage != sb.Stage.TRAIN:
+            return 0.0
+        self._term_added = True
+        return self.complexity_loss().to(self.device)
+
+    def gate_stats(self):
+        """Returns what to log of the gates.
+
+        Returns
+        -------
+        dict
+            "macs_per_second" (int), and with gates "macs_ratio", the dual
+            "weight", and the width of each gate.
+        """
+        cost = self.gates.cost
+        widths = self.gates.integer_widths()
+        stats = {"macs_per_second": cost.macs_per_second(widths)}
+        if not widths:
+            return stats
+        stats["macs_ratio"] = float(cost.ratio(self.gates.widths()))
+        stats["complexity_weight"] = self.complexity_loss.weight
+        for name, width in self.gates.widths().items():
+            stats[f"width {name}"] = float(width)
+        return stats
+
+    # ---- hooks of sb.Brain -----------------------------------------------
+
+    def fit(self, epoch_counter, train_set, valid_set=None, *args, **kwargs):
+        """See ``sb.Brain.fit``."""
+        limit = getattr(epoch_counter, "limit", None)
+        if self.gates.gates and not self.debug and limit is not None:
+            if not 2 <= self.freeze_epoch <= limit:
+                raise ValueError(
+                    f"freeze_epoch must be in [2, number_of_epochs = {limit}]"
+                    f", got {self.freeze_epoch}: the widths would not become "
+                    "final"
+                )
+        bar = functools.partial(_ProgressBar, macs=self._macs_text)
+        with mock.patch.object(sb.core, "tqdm", bar):
+            super().fit(epoch_counter, train_set, valid_set, *args, **kwargs)
+
+    @property
+    def freeze_epoch(self):
+        """int : the first epoch with final widths."""
+        epoch = getattr(self.hparams, "freeze_epoch", 2)
+        return min(epoch, self.debug_epochs) if self.debug else epoch
+
+    def _macs_text(self):
+        ratio = self.gates.cost.ratio(self.gates.widths())
+        macs = float(ratio) * self.gates.cost.macs_per_second()
+        return f"{macs / 1e6:.2f}M/s"
+
+    def make_dataloader(self, dataset, stage, *args, **kwargs):
+        """See ``sb.Brain.make_dataloader``; notes the length of an epoch."""
+        loader = super().make_dataloader(dataset, stage, *args, **kwargs)
+        return loader
+
+    def _fit_train(self, train_set, epoch, enable):
+        self._steps_per_epoch = len(train_set)
+        if self.debug:
+            self._steps_per_epoch = min(
+                self._steps_per_epoch, self.debug_batches
+            )
+        super()._fit_train(train_set, epoch, enable)
+
+    def on_fit_start(self):
+        """See ``sb.Brain.on_fit_start``."""
+        if self.checkpointer is not None:
+            self.checkpointer.add_recoverable("random_state", self.random_state)
+            self.checkpointer.add_recoverable(
+                "complexity_loss", self.complexity_loss
+            )
+        super().on_fit_start()
+        if self.step == 0:
+            self.random_state.restore()
+
+    def init_optimizers(self):
+        """See ``sb.Brain.init_optimizers``; gates get their own optimizer."""
+        super().init_optimizers()
+        parameters = self.gates.parameters()
+        if not parameters:
+            return
+        of_gates = {id(p) for p in parameters}
+        for group in self.optimizer.param_groups:
+            group["params"] = [
+                p for p in group["params"] if id(p) not in of_gates
+            ]
+        self.gate_optimizer = self.hparams.gate_opt_class(parameters)
+        self.optimizers_dict["gates"] = self.gate_optimizer
+        if self.checkpointer is not None:
+            self.checkpointer.add_recoverable(
+                "gate_optimizer", self.gate_optimizer
+            )
+
+    def freeze_optimizers(self, optimizers):
+        """See ``sb.Brain.freeze_optimizers``; final widths stay."""
+        if not self.gates.frozen:
+            return optimizers
+        return {k: opt for k, opt in optimizers.items() if k != "gates"}
+
+    def on_stage_start(self, stage, epoch=None):
+        """See ``sb.Brain.on_stage_start``; ranks channels, freezes widths."""
+        if stage != sb.Stage.TRAIN:
+            return
+        self._epoch = epoch
+        # A run resumed within an epoch has done this already
+        if self.step > 0 or self.gates.frozen or not self.gates.gates:
+            return
+        if epoch >= self.freeze_epoch:
+            widths = self.complexity_loss.freeze()
+            macs = self.gates.cost.macs_per_second(widths)
+            logger.info(f"Widths are final: {widths}, {macs} MACs per second")
+        elif epoch > 1 and getattr(self.hparams, "reorder", True):
+            self.gates.reorder()
+
+    def on_fit_batch_start(self, batch, should_step):
+        """See ``sb.Brain.on_fit_batch_start``."""
+        self.random_state.restore()
+        self._term_added = False
+
+    def on_fit_batch_end(self, batch, outputs, loss, should_step):
+        """See ``sb.Brain.on_fit_batch_end``; steps the dual variable."""
+        if not self._term_added and self.gates.gates:
+            raise RuntimeError(
+                "compute_objectives must add self.complexity_term(stage) to "
+                "its loss, otherwise nothing bounds the widths"
+            )
+        if self._epoch is None:
+            raise RuntimeError(
+                "on_stage_start must call super().on_stage_start(stage, epoch)"
+            )
+        if should_step and not self.gates.frozen:
+            self.gates.clamp()
+            done = self._epoch - 1 + self.step / self._steps_per_epoch
+            self.complexity_loss.step(done / (self.freeze_epoch - 1))
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """See ``sb.Brain.on_stage_end``; writes the history of the widths."""
+        folder = getattr(self.hparams, "output_folder", None)
+        if stage == sb.Stage.VALID and folder and if_main_process():
+            line = json.dumps({"epoch": epoch, **self.gate_stats()})
+            path = os.path.join(folder, "gates.jsonl")
+            with open(path, "a", encoding="utf-8") as out:
+                out.write(line + "\n")
+
+    def on_evaluate_start(self, max_key=None, min_key=None):
+        """See ``sb.Brain.on_evaluate_start``; compacts the best model."""
+        if self._compacted:
+            return
+        super().on_evaluate_start(max_key=max_key, min_key=min_key)
+        if not self.gates.frozen:
+            raise RuntimeError(
+                "the widths are not final: no checkpoint with frozen widths "
+                "was found, so the budget is not met. Train until epoch "
+                f"{self.freeze_epoch} at least"
+            )
+        model, self.compact_features = compact(self.gates)
+        for key, module in self.modules.items():
+            if getattr(module, "module", module) is self.gates.model:
+                self.modules[key] = model.to(self.device)
+        self._compacted = True

@@ -1,0 +1,444 @@
+"""Cuts a gated model to its learned widths and saves it.
+
+The result holds torch and SpeechBrain layers only. It is saved as a folder
+with weights and a ``hyperparams.yaml`` that builds the smaller layers with
+their ordinary constructors, so that it loads where noisegate is not
+installed.
+
+Authors
+ * The noisegate developers, 2026
+"""
+
+import copy
+import inspect
+import json
+import os
+import shutil
+import tempfile
+
+import speechbrain as sb
+import torch
+from speechbrain.lobes.models.transformer.Transformer import (
+    TransformerEncoderLayer,
+)
+
+from noisegate.attach import Gates, Tap
+from noisegate.groups import FEATURES
+from noisegate.layers import GATED_LAYERS
+
+_OWN_CHILDREN = ("tap", "masked", "gate_out", "gate_in")
+
+
+def compact(gates):
+    """Returns the plain model, cut to the widths of its gates.
+
+    Arguments
+    ---------
+    gates : noisegate.attach.Gates
+        The gates of the model, best frozen; otherwise the widths that the
+        model uses in evaluation are taken.
+
+    Returns
+    -------
+    model : torch.nn.Module
+        A plain copy in evaluation mode, whose output equals that of the
+        gated model in evaluation.
+    features : speechbrain.lobes.features.Fbank
+        A copy of the front-end that makes only the open mel bands, or None.
+
+    Example
+    -------
+    >>> from speechbrain.nnet.containers import Sequential
+    >>> from speechbrain.nnet.linear import Linear
+    >>> net = Sequential(input_shape=[None, None, 8])
+    >>> net.append(Linear, n_neurons=16, layer_name="hidden")
+    >>> net.append(Linear, n_neurons=1, layer_name="out")
+    >>> gates = Gates(net, input_shape=[1, 100, 8])
+    >>> gates.freeze({"hidden": 4})
+    >>> plain, _ = compact(gates)
+    >>> plain.hidden.w, plain.out.w.in_features
+    (Linear(in_features=8, out_features=4, bias=True), 4)
+    """
+    model = _strip(copy.deepcopy(gates.model))
+    features = None
+    if gates.features is not None:
+        features = _strip(copy.deepcopy(gates.features))
+    for group in gates.groups:
+        if group.name not in gates.gates:
+            continue
+        keep = gates.gates[group.name].open_channels().cpu()
+        for port in group.ports:
+            if port.layer == FEATURES:
+                features = _cut_fbank(features, keep)
+                continue
+            layer = model.get_submodule(port.layer)
+            index = keep.to(next(layer.parameters()).device)
+            if port.index is not None:
+                where = torch.isin(port.index, keep).nonzero().flatten()
+                index = where.to(index.device)
+            _cut(layer, port.role, index)
+    for module in model.modules():
+        if isinstance(module, (sb.nnet.CNN.Conv1d, sb.nnet.CNN.Conv2d)):
+            module.in_channels = module.conv.in_channels
+    return model.eval(), features
+
+
+def _strip(model):
+    """Takes gates, taps and gated classes out of a copied model."""
+    for module in model.modules():
+        for name in _OWN_CHILDREN:
+            module._modules.pop(name, None)
+        hooks = module._forward_pre_hooks
+        for key, hook in list(hooks.items()):
+            if isinstance(getattr(hook, "__self__", None), (Tap, Gates)):
+                del hooks[key]
+        if hasattr(module.__dict__.get("forward"), "func"):
+            del module.__dict__["forward"]
+        if isinstance(module, GATED_LAYERS):
+            module.__class__ = type(module).__bases__[0]
+            del module.gate
+    return model
+
+
+def _select(module, name, dim, index):
+    parameter = getattr(module, name, None)
+    if parameter is None:
+        return
+    selected = parameter.detach().index_select(dim, index).clone()
+    if isinstance(parameter, torch.nn.Parameter):
+        selected = torch.nn.Parameter(selected, parameter.requires_grad)
+    setattr(module, name, selected)
+
+
+def _cut(layer, role, index):
+    """Keeps the features ``index`` of a layer; see Port for the roles."""
+    if isinstance(layer, torch.nn.GRU):
+        _cut_gru(layer, role, index)
+    elif isinstance(layer, torch.nn.MultiheadAttention):
+        _cut_attention(layer, role, index)
+    elif role == "norm":
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            _select(layer, name, 0, index)
+        if isinstance(layer, torch.nn.LayerNorm):
+            layer.normalized_shape = (len(index),)
+        else:
+            layer.num_features = len(index)
+    elif role == "in":
+        _select(layer, "weight", 1, index)
+        _resize(layer, "in", len(index))
+    elif role == "out":
+        _select(layer, "weight", 0, index)
+        _select(layer, "bias", 0, index)
+        _resize(layer, "out", len(index))
+
+
+def _resize(layer, side, size):
+    kind = "features" if isinstance(layer, torch.nn.Linear) else "channels"
+    setattr(layer, f"{side}_{kind}", size)
+
+
+def _cut_gru(layer, role, index):
+    if role == "out":  # its outputs are its hidden units
+        return
+    names = [name for name, _ in layer.named_parameters()]
+    if role == "in":
+        for name in names:
+            if name.startswith("weight_ih_l0"):
+                _select(layer, name, 1, index)
+        layer.input_size = len(index)
+    else:
+        size = layer.hidden_size
+        rows = torch.cat([index + gate * size for gate in range(3)])
+        directions = 2 if layer.bidirectional else 1
+        below = torch.cat([index + d * size for d in range(directions)])
+        for name in names:
+            _select(layer, name, 0, rows)
+            if name.startswith("weight_hh"):
+                _select(layer, name, 1, index)
+            elif name.startswith("weight_ih") and "_l0" not in name:
+                _select(layer, name, 1, below)
+        layer.hidden_size = len(index)
+    layer._init_flat_weights()
+
+
+def _cut_attention(layer, role, index):
+    if role == "in":
+        _select(layer, "in_proj_weight", 1, index)
+    elif role == "out":
+        _select(layer.out_proj, "weight", 0, index)
+        _select(layer.out_proj, "bias", 0, index)
+        layer.out_proj.out_features = len(index)
+    else:  # each head keeps its first dimensions
+        heads, full = layer.num_heads, layer.head_dim
+        size = len(index) // heads
+        first = torch.arange(size, device=index.device)
+        inner = torch.cat([first + head * full for head in range(heads)])
+        rows = torch.cat([inner + part * heads * full for part in range(3)])
+        _select(layer, "in_proj_weight", 0, rows)
+        _select(layer, "in_proj_bias", 0, rows)
+        _select(layer.out_proj, "weight", 1, inner)
+        layer.out_proj.in_features = len(inner)
+        with torch.no_grad():
+            # The smaller layer divides by sqrt(size), training by sqrt(full)
+            scale = (size / full) ** 0.5
+            layer.in_proj_weight[: len(inner)] *= scale
+            if layer.in_proj_bias is not None:
+                layer.in_proj_bias[: len(inner)] *= scale
+        layer.head_dim = size
+        layer.embed_dim = layer.kdim = layer.vdim = len(inner)
+
+
+def _cut_fbank(features, keep):
+    """A filterbank with the filters ``keep`` only.
+
+    SpeechBrain's trainable filterbank keeps centres and bandwidths as
+    parameters: any subset of filters can be loaded into one.
+    """
+    old = features.compute_fbanks
+    arguments = _arguments(features)
+    arguments.update(n_mels=len(keep), requires_grad=True)
+    new = sb.lobes.features.Fbank(**arguments)
+    scale = old.sample_rate * old.param_change_factor**2 if old.freeze else 1
+    with torch.no_grad():
+        new.compute_fbanks.f_central.copy_(old.f_central.cpu()[keep] / scale)
+        new.compute_fbanks.band.copy_(old.band.cpu()[keep] / scale)
+    new.compute_fbanks.top_db = old.top_db
+    return new.requires_grad_(False)
+
+
+# ---------------------------------------------------------------------------
+# Saving
+
+
+def _fbank_arguments(module):
+    stft, bank = module.compute_STFT, module.compute_fbanks
+    arguments = {
+        "deltas": module.deltas,
+        "context": module.context,
+        "requires_grad": module.requires_grad,
+        "sample_rate": stft.sample_rate,
+        "f_min": bank.f_min,
+        "f_max": bank.f_max,
+        "n_fft": bank.n_fft,
+        "n_mels": bank.n_mels,
+        "filter_shape": bank.filter_shape,
+        "win_length": 1000 * stft.win_length / stft.sample_rate,
+        "hop_length": 1000 * stft.hop_length / stft.sample_rate,
+    }
+    return arguments
+
+
+def _conv_arguments(module):
+    conv = module.conv
+    arguments = {
+        "out_channels": conv.out_channels,
+        "kernel_size": module.kernel_size,
+        "in_channels": conv.in_channels,
+        "stride": module.stride,
+        "dilation": module.dilation,
+        "padding": module.padding,
+        "groups": conv.groups,
+        "bias": conv.bias is not None,
+        "padding_mode": module.padding_mode,
+        "skip_transpose": module.skip_transpose,
+    }
+    if module.unsqueeze:  # decided by the constructor from the input shape
+        del arguments["in_channels"]
+        arguments["input_shape"] = [1] * (1 + len(conv.kernel_size))
+    return arguments
+
+
+def _gru_arguments(module):
+    rnn = module.rnn
+    arguments = {
+        "hidden_size": rnn.hidden_size,
+        "input_size": rnn.input_size,
+        "num_layers": rnn.num_layers,
+        "bias": rnn.bias,
+        "dropout": rnn.dropout,
+        "bidirectional": rnn.bidirectional,
+    }
+    if module.reshape:  # decided by the constructor from the input shape
+        del arguments["input_size"]
+        arguments["input_shape"] = [1, 1, 1, rnn.input_size]
+    return arguments
+
+
+def _encoder_arguments(module):
+    att, ffn = module.self_att.att, module.pos_ffn
+    arguments = {
+        "nhead": att.num_heads,
+        "d_model": att.embed_dim,
+        "dropout": module.dropout1.p,
+        "normalize_before": module.normalize_before,
+        "ffn_type": module.pos_ffn_type,
+    }
+    if module.pos_ffn_type == "regularFFN":
+        arguments["d_ffn"] = ffn.ffn[0].out_features
+        arguments["activation"] = type(ffn.ffn[1])
+    else:
+        arguments["d_ffn"] = ffn[0].conv.out_channels
+        arguments["ffn_cnn_kernel_size_list"] = [
+            ffn[0].kernel_size,
+            ffn[2].kernel_size,
+        ]
+        arguments["causal"] = ffn[0].padding == "causal"
+    return arguments
+
+
+def _norm_arguments(module):
+    norm = module.norm
+    arguments = {"eps": norm.eps}
+    if isinstance(norm, torch.nn.LayerNorm):
+        arguments["input_size"] = list(norm.normalized_shape)
+        arguments["elementwise_affine"] = norm.weight is not None
+        return arguments
+    arguments["input_size"] = norm.num_features
+    arguments["momentum"] = norm.momentum
+    arguments["affine"] = norm.affine
+    arguments["track_running_stats"] = norm.track_running_stats
+    if isinstance(module, sb.nnet.normalization.BatchNorm1d):
+        arguments["combine_batch_time"] = module.combine_batch_time
+        arguments["skip_transpose"] = module.skip_transpose
+    return arguments
+
+
+def _linear_arguments(module):
+    return {
+        "n_neurons": module.w.out_features,
+        "input_size": module.w.in_features,
+        "bias": module.w.bias is not None,
+        "max_norm": module.max_norm,
+        "combine_dims": module.combine_dims,
+    }
+
+
+_ARGUMENTS = {
+    sb.lobes.features.Fbank: _fbank_arguments,
+    sb.nnet.CNN.Conv1d: _conv_arguments,
+    sb.nnet.CNN.Conv2d: _conv_arguments,
+    sb.nnet.RNN.GRU: _gru_arguments,
+    sb.nnet.linear.Linear: _linear_arguments,
+    sb.nnet.normalization.BatchNorm1d: _norm_arguments,
+    sb.nnet.normalization.BatchNorm2d: _norm_arguments,
+    sb.nnet.normalization.LayerNorm: _norm_arguments,
+    TransformerEncoderLayer: _encoder_arguments,
+}
+
+
+def _arguments(module):
+    """Constructor arguments that build a module of these sizes again."""
+    for kind, arguments in _ARGUMENTS.items():
+        if isinstance(module, kind):
+            return arguments(module)
+    kept = {}
+    for name, parameter in inspect.signature(type(module)).parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if hasattr(module, name):
+            kept[name] = getattr(module, name)
+        elif parameter.default is parameter.empty:
+            raise ValueError(
+                f"cannot write {type(module).__name__} to YAML: its argument "
+                f"'{name}' is not kept as an attribute"
+            )
+    return kept
+
+
+def _scalar(value):
+    if isinstance(value, type):
+        return f"!name:{value.__module__}.{value.__qualname__}"
+    if isinstance(value, (bool, type(None))):
+        return {True: "True", False: "False", None: "null"}[value]
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_scalar(item) for item in value) + "]"
+    if isinstance(value, str):
+        return json.dumps(value)
+    return repr(value)
+
+
+def _to_yaml(module, indent=0):
+    """A ``!new:`` expression that builds the module."""
+    pad = " " * (indent + 4)
+    kind = type(module)
+    head = f"!new:{kind.__module__}.{kind.__qualname__}"
+    if isinstance(module, torch.nn.Sequential) or (
+        isinstance(module, sb.nnet.containers.Sequential)
+        and all(name.isdigit() for name in module)
+    ):
+        lines = [f"- {_to_yaml(m, indent + 4)}" for m in module.children()]
+    elif isinstance(module, sb.nnet.containers.Sequential):
+        lines = [
+            f"{name}: {_to_yaml(m, indent + 4)}" for name, m in module.items()
+        ]
+    else:
+        lines = [f"{k}: {_scalar(v)}" for k, v in _arguments(module).items()]
+    if not lines:
+        return head
+    return "\n".join([head, *(pad + line for line in lines)])
+
+
+def save_compact(folder, modules, header="", **values):
+    """Saves plain modules as weights and a YAML that builds them.
+
+    The folder has the form that SpeechBrain's ``Pretrained.from_hparams``
+    reads. It is written under another name first and moved into place.
+
+    Arguments
+    ---------
+    folder : str
+        Must not exist yet.
+    modules : dict of str to torch.nn.Module
+        The modules by the names they get in the YAML, e.g. compute_features,
+        mean_var_norm, model.
+    header : str
+        Comment for the top of the YAML.
+    **values : dict
+        Further keys of the YAML (numbers, strings, flat dicts).
+
+    Raises
+    ------
+    FileExistsError
+        If the folder exists: results are never overwritten.
+    """
+    folder = os.path.abspath(folder)
+    if os.path.exists(folder):
+        raise FileExistsError(f"{folder} exists, a result is not overwritten")
+    lines = [f"# {line}" for line in header.splitlines()]
+    for key, value in values.items():
+        if isinstance(value, dict):
+            lines.append(f"{key}:")
+            lines += [f"    {k}: {_scalar(v)}" for k, v in value.items()]
+        else:
+            lines.append(f"{key}: {_scalar(value)}")
+    for name, module in modules.items():
+        lines.append(f"{name}: {_to_yaml(module)}")
+        if isinstance(module, sb.lobes.features.Fbank):
+            top_db = _scalar(module.compute_fbanks.top_db)
+            lines += [
+                f"__{name}_top_db: !apply:setattr",
+                f"    [!ref <{name}.compute_fbanks>, top_db, {top_db}]",
+            ]
+    lines.append("modules:")
+    lines += [f"    {name}: !ref <{name}>" for name in modules]
+    loaded = [name for name, module in modules.items() if module.state_dict()]
+    lines.append(
+        "pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer"
+    )
+    lines.append("    loadables:")
+    lines += [f"        {name}: !ref <{name}>" for name in loaded]
+    os.makedirs(os.path.dirname(folder), exist_ok=True)
+    part = tempfile.mkdtemp(dir=os.path.dirname(folder), prefix=".compact")
+    try:
+        for name in loaded:
+            state = modules[name].state_dict()
+            torch.save(state, os.path.join(part, name + ".ckpt"))
+        with open(
+            os.path.join(part, "hyperparams.yaml"), "w", encoding="utf-8"
+        ) as out:
+            out.write("\n".join(lines) + "\n")
+        os.chmod(part, 0o755)
+        os.rename(part, folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise

@@ -1,0 +1,488 @@
+"""Gates: learned widths for groups of features.
+
+A gate holds the width of one group of N channels. It is the only place where
+the width is parameterized and the only place where noise is drawn. Where the
+features of the group are, and which layers read them, is not known here: see
+:mod:`noisegate.groups` and :mod:`noisegate.attach`.
+
+Authors
+ * The noisegate developers, 2026
+"""
+
+import math
+
+import torch
+
+# d sqrt(g)/dg is infinite at g = 0 and d sqrt(1 - g)/dg at g = 1: the values
+# are exact, the gradients are those at this distance from the two ends.
+_GRADIENT_MARGIN = 1e-2
+
+
+def bounded_sqrt(x):
+    """Square root with the exact value and a bounded derivative.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        Values in [0, 1].
+
+    Returns
+    -------
+    torch.Tensor
+        ``x.sqrt()``, whose derivative is taken at ``max(x, 0.01)``.
+
+    Example
+    -------
+    >>> x = torch.tensor([0.0, 0.25], requires_grad=True)
+    >>> y = bounded_sqrt(x)
+    >>> y.sum().backward()
+    >>> y.tolist(), x.grad.tolist()
+    ([0.0, 0.5], [5.0, 1.0])
+    """
+    value = x.detach().sqrt()
+    slope = 0.5 / x.detach().clamp(min=_GRADIENT_MARGIN).sqrt()
+    return value + slope * (x - x.detach())
+
+
+class Gate(torch.nn.Module):
+    """What all gates share: bounds, order of the channels, freezing.
+
+    A channel's ``rank`` says when it is closed: the gate of width K keeps the
+    channels of rank 0 .. K - 1. At first the rank is the index; it can be
+    changed between epochs with :meth:`reorder`.
+
+    Subclasses give :meth:`width`, :meth:`refresh` and :meth:`set_width`.
+
+    Arguments
+    ---------
+    size : int
+        Number of channels N of the group.
+    kappa_min : float
+        Smallest relative width, in (0, 1].
+    granularity : int
+        Integer widths are multiples of this (e.g. the number of attention
+        heads, or 8). It must divide ``size``.
+
+    Raises
+    ------
+    ValueError
+        For a ``kappa_min`` or ``granularity`` out of range.
+    """
+
+    def __init__(self, size, kappa_min=0.0625, granularity=1):
+        super().__init__()
+        if not 0 < kappa_min <= 1:
+            raise ValueError(f"kappa_min must be in (0, 1], got {kappa_min}")
+        if granularity < 1 or size % granularity:
+            raise ValueError(
+                f"granularity must divide the size {size}, got {granularity}"
+            )
+        self.size = size
+        self.granularity = granularity
+        steps = math.ceil(kappa_min * size / granularity - 1e-9)
+        self.min_width = granularity * max(1, steps)
+        self.register_buffer("rank", torch.arange(size))
+        # Integer width after freezing, -1 before
+        self.register_buffer("frozen_width", torch.tensor(-1))
+        self._frozen = None  # the same as a Python int, read once
+        self.mask = None
+
+    @property
+    def frozen(self):
+        """int or None : the integer width, once the gate is frozen."""
+        if self._frozen is None:
+            self._frozen = int(self.frozen_width)
+        return None if self._frozen < 0 else self._frozen
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        self._frozen = None
+        self.mask = None
+
+    def width(self):
+        """Returns the differentiable, real-valued width.
+
+        Returns
+        -------
+        torch.Tensor
+            Scalar in [min_width, size].
+        """
+        raise NotImplementedError
+
+    def integer_width(self):
+        """Returns the width after rounding up to the granularity.
+
+        Returns
+        -------
+        int
+            What evaluation and compaction keep.
+        """
+        if self.frozen is not None:
+            return self.frozen
+        steps = math.ceil(float(self.width()) / self.granularity - 1e-4)
+        return min(self.size, max(self.min_width, steps * self.granularity))
+
+    def order(self):
+        """Returns the rank of each channel, 0 for the last to be closed.
+
+        Returns
+        -------
+        torch.Tensor
+            Permutation (size,).
+        """
+        return self.rank
+
+    def open_channels(self):
+        """Returns the channels kept in evaluation, in ascending order.
+
+        Returns
+        -------
+        torch.Tensor
+            Indices (integer_width,).
+        """
+        keep = self.order() < self.integer_width()
+        return keep.nonzero().flatten()
+
+    @torch.no_grad()
+    def freeze(self, width):
+        """Fixes the gate to an integer width; there is no noise from here on.
+
+        Arguments
+        ---------
+        width : int
+            Number of channels to keep, a multiple of ``granularity``.
+        """
+        if not self.min_width <= width <= self.size or (
+            width % self.granularity
+        ):
+            raise ValueError(
+                f"width must be a multiple of {self.granularity} in "
+                f"[{self.min_width}, {self.size}], got {width}"
+            )
+        self.rank.copy_(self.order())
+        self.set_width(width)
+        self.frozen_width.fill_(width)
+        self._frozen = width
+
+    @torch.no_grad()
+    def reorder(self, usefulness):
+        """Ranks the channels by descending usefulness.
+
+        Nothing is closed by this: it only decides which channels are at the
+        edge that the width moves. Ties keep their order.
+
+        Arguments
+        ---------
+        usefulness : torch.Tensor
+            One value per channel (size,).
+        """
+        if self.frozen is not None:
+            return
+        best_first = torch.argsort(usefulness, descending=True, stable=True)
+        self.rank[best_first] = torch.arange(self.size, device=self.rank.device)
+
+    def refresh(self):
+        """Prepares the gate for one forward pass: called by the model.
+
+        Sets ``mask`` (size,), the factor of each channel, or None if all
+        channels are fully open.
+        """
+        raise NotImplementedError
+
+    def _refresh_hard(self):
+        """The mask of evaluation and of frozen gates: 0 or 1."""
+        width = self.integer_width()
+        if width == self.size:
+            self.mask = None
+        else:
+            self.mask = (self.order() < width).to(torch.float32)
+
+    def tied_weights(self, n):
+        """Returns the weights of n channels whose width follows this gate's.
+
+        Arguments
+        ---------
+        n : int
+            Number of channels of the other group, e.g. the dimensions of an
+            attention head: n * width / size of them are open.
+
+        Returns
+        -------
+        torch.Tensor or None
+            Weights (n,), the first open, the last closed; None if all open.
+        """
+        if self.mask is None:
+            return None
+        hard = self.frozen is not None or not self.training
+        width = self.integer_width() if hard else self.width()
+        ranks = torch.arange(n, device=self.rank.device)
+        return (width * (n / self.size) - ranks).clamp(0, 1)
+
+    def mix(self, x, std, dim=-1, index=None):
+        """Applies the gate to features that a layer is about to read.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            Features; dimension ``dim`` has one entry per feature.
+        std : torch.Tensor
+            Running standard deviation (size,) of the channels.
+        dim : int
+            Feature dimension of ``x``.
+        index : torch.Tensor
+            Channel of each feature; None if feature i is channel i.
+
+        Returns
+        -------
+        torch.Tensor
+            The gated features; ``x`` itself if the gate is fully open.
+        """
+        if self.mask is None:
+            return x
+        mask = self.mask if index is None else self.mask[index]
+        shape = [1] * x.dim()
+        shape[dim] = -1
+        return x * mask.to(x.dtype).view(shape)
+
+
+class NoiseGate(Gate):
+    """Width learned by feature-noise injection (arXiv 2601.13704).
+
+    With K the width, the channel of rank r has the gate
+
+        g = clamp((K - r - 1) / ramp + 1, 0, 1)
+
+    It passes unharmed for g = 1, is exactly zero for g = 0, and between the
+    two becomes ``sqrt(g) x + sqrt(1 - g) std n`` with n ~ N(0, 1), so that its
+    variance stays and its information fades. K = kappa * size is a parameter:
+    the task loss sees it through the noise, the complexity loss directly.
+    Evaluation keeps the K (rounded up) channels of lowest rank and draws
+    nothing.
+
+    Arguments
+    ---------
+    size : int
+        Number of channels N of the group.
+    kappa_min : float
+        Smallest relative width, in (0, 1].
+    granularity : int
+        Integer widths are multiples of this.
+    ramp : float
+        Number of channels over which the transition is spread, at least 1.
+        1 is the published form.
+    kappa_init : float
+        Relative width at the beginning.
+
+    Example
+    -------
+    >>> gate = NoiseGate(size=4)
+    >>> x, std = torch.ones(2, 3, 4), torch.ones(4)
+    >>> gate.refresh()
+    >>> torch.equal(gate.mix(x, std), x)
+    True
+    >>> _ = gate.freeze(2)
+    >>> gate.refresh()
+    >>> gate.mix(x, std)[0, 0].tolist()
+    [1.0, 1.0, 0.0, 0.0]
+    """
+
+    def __init__(
+        self, size, kappa_min=0.0625, granularity=1, ramp=4.0, kappa_init=1.0
+    ):
+        super().__init__(size, kappa_min, granularity)
+        if ramp < 1:
+            raise ValueError(f"ramp must be at least 1, got {ramp}")
+        if not self.min_width <= kappa_init * size <= size:
+            raise ValueError(
+                f"kappa_init must be in [{self.min_width / size}, 1], "
+                f"got {kappa_init}"
+            )
+        self.ramp = float(ramp)
+        # One element, not a scalar: weight decay spares vectors only
+        self.kappa = torch.nn.Parameter(torch.tensor([float(kappa_init)]))
+        self.edge = None
+
+    def width(self):
+        """Returns K = kappa * size, bounded, differentiable."""
+        if self.frozen is not None:  # still a function of kappa, for DDP
+            return self.frozen + 0.0 * self.kappa.sum()
+        kappa = self.kappa.sum()
+        bounded = kappa.clamp(self.min_width / self.size, 1.0)
+        # The gradient passes at the bounds, so that the width can come back
+        return (bounded.detach() + kappa - kappa.detach()) * self.size
+
+    @torch.no_grad()
+    def clamp(self):
+        """Brings the parameter back into its bounds after a step."""
+        self.kappa.clamp_(self.min_width / self.size, 1.0)
+
+    @torch.no_grad()
+    def set_width(self, width):
+        """Sets the width, a number in [min_width, size]."""
+        self.kappa.fill_(width / self.size)
+
+    def refresh(self):
+        """Finds the channels at the edge; see the base class."""
+        self.edge = None
+        if not self.training or self.frozen is not None:
+            return self._refresh_hard()
+        gate = (self.width() - self.rank - 1) / self.ramp + 1
+        partial = (gate > 0) & (gate < 1)
+        if bool((gate >= 1).all()):
+            self.mask = None
+            return
+        self.mask = (gate >= 1).to(torch.float32)
+        edge = partial.nonzero().flatten()
+        if len(edge):
+            self.edge = (edge, gate[edge], partial)
+
+    def channel_weights(self):
+        """Returns the share (size,) of each channel that counts, or None.
+
+        Used where a layer combines channels without reading them one by one:
+        normalization statistics, recurrent and attention weights.
+
+        Returns
+        -------
+        torch.Tensor or None
+            Gates g, differentiable; None if all are 1.
+        """
+        if self.mask is None or self.edge is None:
+            return self.mask
+        edge, gate, _ = self.edge
+        return self.mask.index_add(0, edge, gate)
+
+    def mix(self, x, std, dim=-1, index=None):
+        """Zeroes closed features, mixes noise into those at the edge."""
+        y = super().mix(x, std, dim, index)
+        if self.mask is None or self.edge is None:
+            return y
+        edge, gate, partial = self.edge
+        if index is not None:
+            features = partial[index].nonzero().flatten()
+            channels = index[features]
+            position = partial.cumsum(0)[channels] - 1
+            edge, gate, std = features, gate[position], std[channels]
+        else:
+            std = std[edge]
+        shape = [1] * x.dim()
+        shape[dim] = -1
+        at_edge = x.index_select(dim, edge)
+        signal = bounded_sqrt(gate).to(x.dtype).view(shape)
+        noise = (bounded_sqrt(1 - gate) * std).to(x.dtype).view(shape)
+        mixed = signal * at_edge + noise * torch.randn_like(at_edge)
+        return y.index_add(dim, edge, mixed)
+
+
+class StochasticGate(Gate):
+    """Hard-concrete gates, one per channel (Louizos et al., 2018).
+
+    The published rival of the noise gate. In training each channel is
+    multiplied by
+
+        z = clamp(s (zeta - gamma) + gamma, 0, 1),
+        s = sigmoid((log u - log(1 - u) + log_alpha) / beta),  u ~ U(0, 1)
+
+    and the width is the expected number of non-zero z (their equation 12).
+    Evaluation keeps the channels of highest ``log_alpha``, as many as the
+    rounded width says, with factor 1.
+
+    Arguments
+    ---------
+    size : int
+        Number of channels N of the group.
+    kappa_min : float
+        Smallest relative width, in (0, 1].
+    granularity : int
+        Integer widths are multiples of this.
+    open_init : float
+        Probability of a non-zero gate at the beginning, in (0, 1).
+    beta : float
+        Temperature.
+    gamma : float
+        Lower end of the stretched interval, below 0.
+    zeta : float
+        Upper end of the stretched interval, above 1.
+
+    Example
+    -------
+    >>> gate = StochasticGate(size=4)
+    >>> round(float(gate.width()), 2)
+    3.96
+    >>> gate.freeze(2)
+    >>> gate.refresh()
+    >>> gate.mix(torch.ones(1, 4), torch.ones(4)).tolist()
+    [[1.0, 1.0, 0.0, 0.0]]
+    """
+
+    def __init__(
+        self,
+        size,
+        kappa_min=0.0625,
+        granularity=1,
+        open_init=0.99,
+        beta=2 / 3,
+        gamma=-0.1,
+        zeta=1.1,
+    ):
+        super().__init__(size, kappa_min, granularity)
+        if not 0 < open_init < 1:
+            raise ValueError(f"open_init must be in (0, 1), got {open_init}")
+        if not (gamma < 0 and zeta > 1 and beta > 0):
+            raise ValueError(
+                "gamma < 0, zeta > 1 and beta > 0 are needed, got "
+                f"gamma={gamma}, zeta={zeta}, beta={beta}"
+            )
+        self.beta, self.gamma, self.zeta = beta, gamma, zeta
+        self.offset = beta * math.log(-gamma / zeta)
+        start = math.log(open_init / (1 - open_init)) + self.offset
+        self.log_alpha = torch.nn.Parameter(torch.full((size,), start))
+
+    def width(self):
+        """Returns the expected number of non-zero gates (equation 12)."""
+        if self.frozen is not None:
+            return self.frozen + 0.0 * self.log_alpha.sum()
+        total = torch.sigmoid(self.log_alpha - self.offset).sum()
+        bounded = total.clamp(self.min_width, self.size)
+        return bounded.detach() + total - total.detach()
+
+    def order(self):
+        """Ranks the channels by descending ``log_alpha``."""
+        if self.frozen is not None:
+            return self.rank
+        best_first = torch.argsort(
+            self.log_alpha.detach(), descending=True, stable=True
+        )
+        return torch.argsort(best_first)
+
+    def reorder(self, usefulness):
+        """Does nothing: these gates have an order of their own."""
+
+    @torch.no_grad()
+    def clamp(self):
+        """Keeps the gates where the sigmoid still has a gradient."""
+        self.log_alpha.clamp_(-8.0, 8.0)
+
+    @torch.no_grad()
+    def set_width(self, width):
+        """Shifts all ``log_alpha`` so that the expected width is ``width``."""
+        low, high = -32.0, 32.0
+        for _ in range(50):
+            shift = (low + high) / 2
+            total = torch.sigmoid(self.log_alpha + shift - self.offset).sum()
+            low, high = (shift, high) if total < width else (low, shift)
+        self.log_alpha.add_(shift)
+
+    def refresh(self):
+        """Draws the gates of one forward pass; see the base class."""
+        if not self.training or self.frozen is not None:
+            return self._refresh_hard()
+        u = torch.rand_like(self.log_alpha).clamp(1e-6, 1 - 1e-6)
+        s = torch.sigmoid(
+            (torch.log(u) - torch.log1p(-u) + self.log_alpha) / self.beta
+        )
+        self.mask = (s * (self.zeta - self.gamma) + self.gamma).clamp(0, 1)
+
+    def channel_weights(self):
+        """Returns the factor (size,) of each channel, or None if all are 1."""
+        return self.mask

@@ -102,7 +102,7 @@ def read_audio(path, start_s=0.0, stop_s=None, sample_rate=16000):
     stop_s : float
         Where it ends; None for the end of the file.
     sample_rate : int
-        Sample rate of the result in Hz; None to keep that of the file.
+        Sample rate of the result in Hz.
 
     Returns
     -------
@@ -135,7 +135,7 @@ def read_audio(path, start_s=0.0, stop_s=None, sample_rate=16000):
     if not np.isfinite(signal).all():
         raise ValueError(f"audio file {path} holds NaN or Inf samples")
     signal = signal.mean(axis=1)
-    if sample_rate is not None and sample_rate != file_rate:
+    if sample_rate != file_rate:
         divisor = math.gcd(sample_rate, file_rate)
         signal = resample_poly(
             signal, sample_rate // divisor, file_rate // divisor

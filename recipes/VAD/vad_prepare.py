@@ -237,7 +237,7 @@ def prepare_vad(
     if max_utterances_per_speaker is not None:
         utterances = _limit(utterances, max_utterances_per_speaker)
     utterances, noises = _scan(
-        utterances, noises, root, noise_root, skip_bad_files
+        utterances, noises, root, noise_root, sample_rate, skip_bad_files
     )
     _check_splits(utterances, noises, needs_noise=layout != "libriparty")
     manifests = {
@@ -311,6 +311,11 @@ def _check_arguments(arguments):
         value = arguments[name]
         if value is not None and value <= 0:
             raise ValueError(f"{name} is {value}, expected more than 0")
+    if arguments["sample_rate"] % 100:
+        raise ValueError(
+            f"sample_rate is {arguments['sample_rate']}, expected a multiple "
+            "of 100 Hz, for whole samples in 10 ms"
+        )
     hops = arguments["segment_s"] * 1000 / FRAME_MS
     if abs(hops - round(hops)) > 1e-6:
         raise ValueError(
@@ -747,7 +752,7 @@ def energy_segments(signal, sample_rate):
     >>> signal = np.zeros(16000)
     >>> signal[4000:12000] = np.sin(np.arange(8000))
     >>> energy_segments(signal, 16000)
-    [[0.24, 0.76]]
+    [[0.25, 0.76]]
     """
     hop = sample_rate * FRAME_MS // 1000
     n_frames = len(signal) // hop
@@ -778,20 +783,20 @@ def energy_segments(signal, sample_rate):
 # --------------------------------------------------------------- the content
 
 
-def _scan(utterances, noises, root, noise_root, skip_bad_files):
+def _scan(utterances, noises, root, noise_root, sample_rate, skip_bad_files):
     """Reads every file: length, labels, level of speech; sound in noise."""
     bad, good, good_noises, n_quiet = {}, [], [], 0
     for utterance in utterances:
         path = root / utterance["wav"]
         try:
-            _scan_speech(utterance, path)
+            _scan_speech(utterance, path, sample_rate)
             good.append(utterance)
         except (OSError, ValueError) as error:
             bad[str(path)] = str(error)
     for noise in noises:
         path = noise_root / noise["wav"]
         try:
-            if _scan_noise(noise, path):
+            if _scan_noise(noise, path, sample_rate):
                 good_noises.append(noise)
             else:
                 n_quiet += 1
@@ -811,14 +816,14 @@ def _scan(utterances, noises, root, noise_root, skip_bad_files):
     return good, good_noises
 
 
-def _scan_speech(utterance, path):
-    sample_rate, n_samples = audio_info(path)
-    duration_s = n_samples / sample_rate
+def _scan_speech(utterance, path, sample_rate):
+    file_rate, n_samples = audio_info(path)
+    duration_s = n_samples / file_rate
     utterance["duration_s"] = duration_s
     if not utterance["mix"]:
         utterance["level_db"] = None
         return
-    signal = read_audio(path, sample_rate=None)
+    signal = read_audio(path, sample_rate=sample_rate)
     if utterance["speech"] is None:
         utterance["speech"] = energy_segments(signal, sample_rate)
     utterance["speech"] = [
@@ -831,10 +836,12 @@ def _scan_speech(utterance, path):
     utterance["level_db"] = round(level_db, 2)
 
 
-def _scan_noise(noise, path):
+def _scan_noise(noise, path, sample_rate):
     """Notes the frames with sound; False if there are too few."""
-    sample_rate, n_samples = audio_info(path)
-    active = active_frames(read_audio(path, sample_rate=None), sample_rate)
+    file_rate, n_samples = audio_info(path)
+    active = active_frames(
+        read_audio(path, sample_rate=sample_rate), sample_rate
+    )
     if active.sum() * FRAME_MS / 1000 < MIN_NOISE_S:
         return False
     found = np.flatnonzero(active)
@@ -842,7 +849,7 @@ def _scan_noise(noise, path):
     noise["span_s"] = [
         round(float(found[0]) * FRAME_MS / 1000, 4),
         round(
-            min((found[-1] + 1.0) * FRAME_MS / 1000, n_samples / sample_rate), 4
+            min((found[-1] + 1.0) * FRAME_MS / 1000, n_samples / file_rate), 4
         ),
     ]
     noise["active"] = active
@@ -975,10 +982,11 @@ def _draw_start(generator, noise, segment_s):
     hops_per_s = 1000 / FRAME_MS
     first = int(start_s * hops_per_s)
     stop = int((start_s + segment_s) * hops_per_s)
-    # Some sound well above the threshold of the excerpt itself.
-    if noise["active"][first:stop].sum() >= hops_per_s * MIN_NOISE_S / 5:
+    # 0.1 s of sound is enough to measure a level.
+    if noise["active"][first:stop].sum() >= 0.1 * hops_per_s:
         return start_s
+    # Around a frame with sound.
     found = np.flatnonzero(noise["active"])
-    chosen = found[generator.integers(len(found))] / hops_per_s
-    last = noise["span_s"][1] - segment_s
-    return round(float(min(chosen, max(last, noise["span_s"][0]))), 4)
+    chosen_s = found[generator.integers(len(found))] / hops_per_s
+    first_s, last_s = noise["span_s"][0], noise["span_s"][1] - segment_s
+    return round(min(max(chosen_s - segment_s / 2, first_s), last_s), 4)

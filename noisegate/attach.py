@@ -263,6 +263,9 @@ class Gates:
         Gate factory, called with ``size`` and ``granularity``.
     granularity : int
         Integer widths are multiples of this (and of what the model asks for).
+    reorder : bool
+        Whether channels are ranked anew at each epoch by how much they are
+        used; False keeps their order (the published form).
     segment_s : float
         Seconds of audio that are processed at once; costs refer to it.
     sample_rate : int
@@ -300,6 +303,7 @@ class Gates:
         layers=None,
         gate=NoiseGate,
         granularity=1,
+        reorder=True,
         segment_s=1.0,
         sample_rate=16000,
         input_shape=None,
@@ -314,6 +318,7 @@ class Gates:
         else:
             raise ValueError("Gates needs one of features or input_shape")
         self.cost = CostModel(model, self.groups, example, segment_s, features)
+        self.reorders = reorder
         self.gates = {}
         self._taps = []
         for group in self._select(layers):
@@ -445,6 +450,8 @@ class Gates:
 
     def reorder(self):
         """Ranks the channels of each group by how much they are used."""
+        if not self.reorders:
+            return
         for name, gate in self.gates.items():
             gate.reorder(
                 sum(

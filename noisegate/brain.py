@@ -21,6 +21,7 @@ from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
 from noisegate.compact import compact
+from noisegate.groups import FEATURES
 
 logger = get_logger(__name__)
 
@@ -110,17 +111,33 @@ class GatedBrain(sb.Brain):
     checkpoints hold all of this and the random state; ``evaluate`` runs on
     the compacted model.
 
-    Required in hparams: ``gates`` (:class:`noisegate.attach.Gates`),
-    ``complexity_loss`` (:class:`noisegate.cost.ComplexityLoss`),
-    ``gate_opt_class`` (optimizer factory for the gates), ``freeze_epoch``
-    (first epoch with final widths). Optional: ``output_folder``, where the
-    history of the widths is written to ``gates.jsonl``; ``reorder`` (False
-    keeps the order of the channels, the published form).
+    Required in hparams: ``gates`` (:class:`noisegate.attach.Gates`) and
+    ``complexity_loss`` (:class:`noisegate.cost.ComplexityLoss`). Optional:
+    ``output_folder``, where the history of the widths is written to
+    ``gates.jsonl``.
+
+    Arguments
+    ---------
+    *args : tuple
+        Passed to ``sb.Brain``.
+    gate_opt_class : callable
+        Optimizer factory for the parameters of the gates; Adam with a
+        learning rate of 0.01 if None.
+    **kwargs : dict
+        Passed to ``sb.Brain``.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(
+        self,
+        *args,
+        gate_opt_class=None,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
-        for key in ("gates", "complexity_loss", "gate_opt_class"):
+        if gate_opt_class is None:
+            gate_opt_class = functools.partial(torch.optim.Adam, lr=0.01)
+        self.gate_opt_class = gate_opt_class
+        for key in ("gates", "complexity_loss"):
             if not hasattr(self.hparams, key):
                 raise ValueError(f"GatedBrain needs the key '{key}' in hparams")
         self.gates = self.hparams.gates
@@ -131,7 +148,6 @@ class GatedBrain(sb.Brain):
                 "with the compacted model"
             )
         self.random_state = RandomState()
-        self.compact_features = None
         self._epoch = None
         self._steps_per_epoch = None
         self._term_added = False
@@ -200,18 +216,13 @@ class GatedBrain(sb.Brain):
     @property
     def freeze_epoch(self):
         """int : the first epoch with final widths."""
-        epoch = getattr(self.hparams, "freeze_epoch", 2)
+        epoch = self.complexity_loss.freeze_epoch
         return min(epoch, self.debug_epochs) if self.debug else epoch
 
     def _macs_text(self):
         ratio = self.gates.cost.ratio(self.gates.widths())
         macs = float(ratio) * self.gates.cost.macs_per_second()
         return f"{macs / 1e6:.2f}M/s"
-
-    def make_dataloader(self, dataset, stage, *args, **kwargs):
-        """See ``sb.Brain.make_dataloader``; notes the length of an epoch."""
-        loader = super().make_dataloader(dataset, stage, *args, **kwargs)
-        return loader
 
     def _fit_train(self, train_set, epoch, enable):
         self._steps_per_epoch = len(train_set)
@@ -243,7 +254,7 @@ class GatedBrain(sb.Brain):
             group["params"] = [
                 p for p in group["params"] if id(p) not in of_gates
             ]
-        self.gate_optimizer = self.hparams.gate_opt_class(parameters)
+        self.gate_optimizer = self.gate_opt_class(parameters)
         self.optimizers_dict["gates"] = self.gate_optimizer
         if self.checkpointer is not None:
             self.checkpointer.add_recoverable(
@@ -268,7 +279,7 @@ class GatedBrain(sb.Brain):
             widths = self.complexity_loss.freeze()
             macs = self.gates.cost.macs_per_second(widths)
             logger.info(f"Widths are final: {widths}, {macs} MACs per second")
-        elif epoch > 1 and getattr(self.hparams, "reorder", True):
+        elif epoch > 1:
             self.gates.reorder()
 
     def on_fit_batch_start(self, batch, should_step):
@@ -312,8 +323,31 @@ class GatedBrain(sb.Brain):
                 "was found, so the budget is not met. Train until epoch "
                 f"{self.freeze_epoch} at least"
             )
-        model, self.compact_features = compact(self.gates)
-        for key, module in self.modules.items():
-            if getattr(module, "module", module) is self.gates.model:
-                self.modules[key] = model.to(self.device)
+        model, features = compact(self.gates)
+        plain = [(self.gates.model, model), (self.gates.features, features)]
+        for key, module in list(self.modules.items()):
+            for gated, cut in plain:
+                if getattr(module, "module", module) is gated:
+                    self.modules[key] = cut.to(self.device)
         self._compacted = True
+
+    def open_features(self, feats):
+        """Returns the features that the present model reads.
+
+        Features computed once at full width (a cache) fit the model while it
+        is trained; the compacted one reads the open bands only.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            (batch, time, bands) at full width.
+
+        Returns
+        -------
+        torch.Tensor
+            (batch, time, open bands)
+        """
+        gate = self.gates.gates.get(FEATURES)
+        if not self._compacted or gate is None:
+            return feats
+        return feats[..., gate.open_channels().to(feats.device)]

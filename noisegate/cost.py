@@ -417,6 +417,9 @@ class ComplexityLoss(torch.nn.Module):
         Immediate reaction to a missed target.
     tighten : float
         Share of the learning time at the end of which target == budget.
+    freeze_epoch : int
+        First epoch with final widths, at least 2; widths are learned in the
+        epochs before.
 
     Raises
     ------
@@ -449,6 +452,7 @@ class ComplexityLoss(torch.nn.Module):
         dual_lr=0.1,
         damping=10.0,
         tighten=0.7,
+        freeze_epoch=2,
     ):
         super().__init__()
         given = (budget, max_macs_per_second, weight)
@@ -471,6 +475,9 @@ class ComplexityLoss(torch.nn.Module):
                 )
         if not 0 < tighten <= 1:
             raise ValueError(f"tighten must be in (0, 1], got {tighten}")
+        if freeze_epoch < 2:
+            raise ValueError(f"freeze_epoch must be >= 2, got {freeze_epoch}")
+        self.freeze_epoch = freeze_epoch
         self._gates = (gates,)  # its parameters are the model's
         self.budget = budget
         self.fixed_weight = weight

@@ -125,9 +125,19 @@ def prepare_vad(
     into consecutive pieces; a last piece that is shorter is filled by noise
     alone. A training piece is mixed ``mixes_per_segment`` times, each in a
     range of ratios drawn uniformly among [-5, 5), [5, 15), [15, 25) and
-    [25, 35) dB; a validation or test piece once in each range. Items have
-    paths with ``{speech_root}`` and ``{noise_root}`` for the two folders (see
-    `manifest_roots`).
+    [25, 35) dB; a validation or test piece once in each range. An item has
+
+    - ``speech_wav``, ``speech_start_s``, ``speech_stop_s``: its piece;
+    - ``speech``: the speech in it, [start_s, stop_s] from its beginning;
+    - ``speech_level_db``: level of the speech of the whole file;
+    - ``noise_wav``, ``noise_start_s``: where the noise begins; it goes on
+      round and round inside ``noise_span_s``, the part of the file with sound;
+    - ``snr_db``, ``snr_range`` ("<5", "5-15", "15-25", ">=25", or "all" where
+      nothing is added);
+    - ``duration`` (``segment_s``) and ``speaker``.
+
+    Paths begin with ``{speech_root}`` and ``{noise_root}``, see
+    `manifest_roots`.
 
     If the manifests exist and were made with the same arguments, nothing is
     done; with other arguments they are made anew and a warning says why.

@@ -216,6 +216,8 @@ def test_silent_and_empty_noise_are_refused():
 def test_labels():
     labels = vad_data.frame_labels([[0.07, 0.1], [0.295, 0.3]], 31)
     assert labels.nonzero().flatten().tolist() == [7, 8, 9]
+    # 0.1 + 0.2 is a little more than 0.3.
+    assert vad_data.frame_labels([[0.1 + 0.2, 0.4]], 41)[30] == 1
     assert vad_data.frame_labels([], 4).tolist() == [0, 0, 0, 0]
     # A segment of n hops has n frames, wherever it begins on the grid.
     for start in range(50):
@@ -646,7 +648,10 @@ def test_cache_in_workers(tmp_path):
     import pickle
 
     cache = vad_data.FeatureCache(
-        {"a": one_item(tmp_path)}, features_of, {}, tmp_path / "cache"
+        {"a": one_item(tmp_path)},
+        lambda wavs: wavs.reshape(1, 100, 160),
+        {},
+        tmp_path / "cache",
     )
     stored = pickle.dumps(cache)
     assert len(stored) < 2000

@@ -177,6 +177,7 @@ class GatedBrain(sb.Brain):
         self._term_added = True
         return self.complexity_loss().to(self.device)
 
+    @torch.no_grad()
     def gate_stats(self):
         """Returns what to log of the gates.
 
@@ -220,8 +221,8 @@ class GatedBrain(sb.Brain):
         return min(epoch, self.debug_epochs) if self.debug else epoch
 
     def _macs_text(self):
-        ratio = self.gates.cost.ratio(self.gates.widths())
-        macs = float(ratio) * self.gates.cost.macs_per_second()
+        with torch.no_grad():
+            macs = self.gates.cost.macs_per_second(self.gates.widths())
         return f"{macs / 1e6:.2f}M/s"
 
     def _fit_train(self, train_set, epoch, enable):

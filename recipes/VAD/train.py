@@ -1,0 +1,310 @@
+#!/usr/bin/env python3
+"""Trains a voice activity detector that learns its own size.
+
+> python train.py hparams/crnn_gated.yaml --data_folder=/path/to/speech
+      --noise_folder=/path/to/noise
+
+The dense twin is hparams/crnn.yaml. The test runs on the compacted model,
+which is saved in <output_folder>/compact; figures are in
+<output_folder>/result.json.
+
+Authors
+ * The noisegate developers, 2026
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import speechbrain as sb
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.utils.distributed import if_main_process, run_on_main
+from speechbrain.utils.logger import get_logger
+from vad_data import (
+    FeatureCache,
+    ItemLoader,
+    check_manifests,
+    frame_labels,
+    write_atomically,
+)
+
+from noisegate import __version__
+from noisegate.brain import GatedBrain
+from noisegate.compact import save_compact
+
+logger = get_logger(__name__)
+
+
+class VADBrain(GatedBrain):
+    """Frame-wise binary classification."""
+
+    def compute_forward(self, batch, stage):
+        """Computes the score of each frame, (batch, time)."""
+        batch = batch.to(self.device)
+        if self.hparams.feature_cache is None:
+            wavs, lens = batch.wav
+            feats = self.modules.compute_features(wavs)
+        else:
+            feats, lens = batch.feats
+            feats = self.open_features(feats)
+        feats = self.modules.mean_var_norm(feats, lens)
+        return self.modules.model(feats).squeeze(-1), lens
+
+    def compute_objectives(self, predictions, batch, stage):
+        """Computes the cross-entropy, in training with the complexity."""
+        scores, lens = predictions
+        labels, _ = batch.labels
+        loss = self.hparams.compute_cost(
+            scores.float(), labels.float(), length=lens
+        )
+        if stage != sb.Stage.TRAIN:
+            self.frame_stats.append(
+                batch.id, scores.float(), labels, lens, batch.snr_range
+            )
+        return loss + self.complexity_term(stage)
+
+    def on_stage_start(self, stage, epoch=None):
+        """Resets the metrics, new mixtures if they are drawn on the fly."""
+        super().on_stage_start(stage, epoch)
+        if stage == sb.Stage.TRAIN:
+            self.epoch_start = time.perf_counter()
+            if self.item_loader is not None:
+                self.item_loader.set_epoch(epoch)
+        else:
+            self.frame_stats = self.hparams.frame_stats()
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """Logs metrics and widths, saves checkpoints."""
+        super().on_stage_end(stage, stage_loss, epoch)
+        if stage == sb.Stage.TRAIN:
+            self.train_seconds += time.perf_counter() - self.epoch_start
+            self.train_loss = stage_loss
+            return
+        stats = self.frame_stats.summarize(self.threshold)
+        stats = {"loss": float(stage_loss), **stats}
+        if stage == sb.Stage.VALID:
+            old_lr, new_lr = self.hparams.lr_annealing(epoch)
+            sb.nnet.schedulers.update_learning_rate(self.optimizer, new_lr)
+            self.hparams.train_logger.log_stats(
+                stats_meta={"epoch": epoch, "lr": old_lr, **self.gate_stats()},
+                train_stats={"loss": self.train_loss},
+                valid_stats=stats,
+            )
+            # Only a model that meets the budget can be the best one
+            meta = {"EER": stats["EER"]} if self.widths_are_final else {}
+            self.checkpointer.save_and_keep_only(meta=meta, min_keys=["EER"])
+        else:
+            self.hparams.train_logger.log_stats(
+                stats_meta={
+                    "Epoch loaded": self.hparams.epoch_counter.current,
+                    **self.gate_stats(),
+                },
+                test_stats=stats,
+            )
+            self.test_stats = stats
+
+
+def dataio_prep(hparams):
+    """Creates the datasets; features are computed once and kept.
+
+    Arguments
+    ---------
+    hparams : dict
+        The hyperparameters.
+
+    Returns
+    -------
+    datasets : dict of str to DynamicItemDataset
+        "train", "valid" and "test".
+    item_loader : ItemLoader or None
+        What mixes the training set, if that is done on the fly.
+    """
+    from vad_prepare import manifest_roots
+
+    if hparams["random_mix"] and hparams["feature_cache"] is not None:
+        raise ValueError(
+            "random_mix draws new mixtures in each epoch, which cannot be "
+            "cached: set feature_cache to null"
+        )
+    splits = ("train", "valid", "test")
+    manifests = check_manifests(
+        [hparams[f"{split}_annotation"] for split in splits],
+        manifest_roots(hparams["data_folder"], hparams["noise_folder"]),
+        hparams["skip_bad_files"],
+    )
+    hop_ms = hparams["compute_features"].compute_STFT.hop_length
+    hop_ms = 1000 * hop_ms / hparams["sample_rate"]
+    datasets, item_loader = {}, None
+    for split, manifest in zip(splits, manifests):
+        dataset = DynamicItemDataset(manifest)
+        if hparams["feature_cache"] is None:
+            loader = ItemLoader(
+                manifest,
+                hparams["sample_rate"],
+                hop_ms=hop_ms,
+                random_mix=hparams["random_mix"] and split == "train",
+                seed=hparams["data_seed"],
+            )
+            item_loader = loader if split == "train" else item_loader
+            dataset.add_dynamic_item(loader.pipeline())
+            keys = ["id", "wav", "labels", "snr_range"]
+        else:
+            keys = ["id", "feats", "labels", "snr_range"]
+            add_cached_features(dataset, hparams, hop_ms)
+        dataset.set_output_keys(keys)
+        datasets[split] = dataset
+    return datasets, item_loader
+
+
+def add_cached_features(dataset, hparams, hop_ms):
+    """Adds "feats" from a cache on disk, and "labels", to a dataset."""
+    settings = {key: hparams[key] for key in ("sample_rate", "n_fft", "n_mels")}
+    make_cache = {
+        "data": dataset.data,
+        "compute_features": hparams["compute_features"],
+        "settings": settings,
+        "cache_folder": hparams["feature_cache"],
+        "sample_rate": hparams["sample_rate"],
+    }
+    run_on_main(FeatureCache, kwargs=make_cache)
+    cache = FeatureCache(**make_cache)
+
+    @sb.utils.data_pipeline.takes("id", "speech")
+    @sb.utils.data_pipeline.provides("feats", "labels")
+    def pipeline(item_id, speech):
+        feats = cache[item_id]
+        yield feats
+        yield frame_labels(speech, len(feats), hop_ms)
+
+    dataset.add_dynamic_item(pipeline)
+
+
+def write_results(brain, hparams, valid_stats, test_stats):
+    """Saves the compacted model and the figures of the run."""
+    widths = brain.gates.integer_widths()
+    cost = brain.gates.cost
+    folder = hparams["output_folder"]
+    compact_folder = os.path.join(folder, "compact")
+    if not os.path.exists(compact_folder):
+        save_compact(
+            compact_folder,
+            {key: brain.modules[key].cpu() for key in hparams["modules"]},
+            header="Compacted voice activity detector, see noisegate",
+            sample_rate=hparams["sample_rate"],
+            threshold=valid_stats["threshold"],
+            widths=widths,
+        )
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=os.path.dirname(os.path.abspath(__file__)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    result = {
+        "hparams": os.path.basename(sys.argv[1]),
+        "overrides": sys.argv[2:],
+        "seed": hparams["seed"],
+        "budget": hparams["budget"],
+        "widths": {**cost.sizes, **widths},
+        "params": cost.params(widths),
+        "macs_per_second": cost.macs_per_second(widths),
+        "macs_per_second_full": cost.macs_per_second(),
+        "activations_per_second": cost.activations(widths) / cost.seconds,
+        "epochs": hparams["number_of_epochs"],
+        "steps": brain.optimizer_step,
+        "train_seconds": brain.train_seconds,
+        "valid": valid_stats,
+        "test": test_stats,
+        "device": str(brain.device),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "noisegate": __version__,
+            "commit": git.stdout.strip() or "unknown",
+            "torch": torch.__version__,
+            "speechbrain": sb.__version__,
+        },
+    }
+    write_atomically(
+        os.path.join(folder, "result.json"), json.dumps(result, indent=2)
+    )
+
+
+if __name__ == "__main__":
+    hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
+    sb.utils.distributed.ddp_init_group(run_opts)
+    with open(hparams_file, encoding="utf-8") as fin:
+        hparams = load_hyperpyyaml(fin, overrides)
+
+    result_file = os.path.join(hparams["output_folder"], "result.json")
+    if os.path.exists(result_file):
+        logger.info(f"{result_file} exists: this run is finished")
+        sys.exit(0)
+
+    sb.create_experiment_directory(
+        experiment_directory=hparams["output_folder"],
+        hyperparams_to_save=hparams_file,
+        overrides=overrides,
+    )
+
+    from vad_prepare import prepare_vad
+
+    run_on_main(
+        prepare_vad,
+        kwargs={
+            "data_folder": hparams["data_folder"],
+            "noise_folder": hparams["noise_folder"],
+            "save_folder": hparams["save_folder"],
+            "train_annotation": hparams["train_annotation"],
+            "valid_annotation": hparams["valid_annotation"],
+            "test_annotation": hparams["test_annotation"],
+            "layout": hparams["layout"],
+            "segment_s": hparams["segment_s"],
+            "mixes_per_segment": hparams["mixes_per_segment"],
+            "sample_rate": hparams["sample_rate"],
+            "seed": hparams["data_seed"],
+            "skip_bad_files": hparams["skip_bad_files"],
+            "skip_prep": hparams["skip_prep"],
+        },
+    )
+    datasets, item_loader = dataio_prep(hparams)
+
+    brain = VADBrain(
+        modules=hparams["modules"],
+        opt_class=hparams["opt_class"],
+        gate_opt_class=hparams["gate_opt_class"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
+    )
+    brain.item_loader = item_loader
+    brain.threshold = None
+    brain.train_seconds = 0.0
+
+    brain.fit(
+        brain.hparams.epoch_counter,
+        datasets["train"],
+        datasets["valid"],
+        train_loader_kwargs=hparams["train_dataloader_opts"],
+        valid_loader_kwargs=hparams["valid_dataloader_opts"],
+    )
+
+    # Both on the compacted model; the threshold is chosen on valid
+    brain.evaluate(
+        datasets["valid"],
+        min_key="EER",
+        test_loader_kwargs=hparams["test_dataloader_opts"],
+    )
+    valid_stats = brain.test_stats
+    brain.threshold = valid_stats["threshold"]
+    brain.evaluate(
+        datasets["test"],
+        min_key="EER",
+        test_loader_kwargs=hparams["test_dataloader_opts"],
+    )
+    if if_main_process():
+        write_results(brain, hparams, valid_stats, brain.test_stats)

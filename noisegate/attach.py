@@ -135,13 +135,25 @@ class Tap(torch.nn.Module):
         return (energy * self.variance).sqrt()
 
 
+class _Plain(torch.nn.Module):
+    """A layer's own forward, without the hooks, which have run already."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *args, **kwargs):
+        """Returns what the layer returns."""
+        return type(self.layer).forward(self.layer, *args, **kwargs)
+
+
 class _MaskedLayer(torch.nn.Module):
     """Replaces the forward of a layer by one that knows its gate."""
 
     def __init__(self, gate, layer):
         super().__init__()
         self._gate = (gate,)
-        self._inside = False
+        self._plain = (_Plain(layer),)
         layer.forward = functools.partial(_call, self, layer)
 
     @property
@@ -149,18 +161,15 @@ class _MaskedLayer(torch.nn.Module):
         """noisegate.gate.Gate : the gate."""
         return self._gate[0]
 
-    def with_parameters(self, layer, parameters, args, kwargs):
+    def with_parameters(self, parameters, args, kwargs):
         """Runs the layer's own forward with some parameters replaced."""
-        self._inside = True
-        try:
-            return functional_call(layer, parameters, args, kwargs)
-        finally:
-            self._inside = False
+        parameters = {f"layer.{k}": v for k, v in parameters.items()}
+        return functional_call(self._plain[0], parameters, args, kwargs)
 
 
 def _call(mask, layer, *args, **kwargs):
     """The forward of a layer with a :class:`_MaskedLayer`."""
-    if mask._inside or mask.gate.mask is None:
+    if mask.gate.mask is None:
         return type(layer).forward(layer, *args, **kwargs)
     return mask.run(layer, *args, **kwargs)
 
@@ -217,7 +226,7 @@ class MaskedGRU(_MaskedLayer):
                 parameters[name] = parameter * factor
             elif name.startswith("weight_ih") and "_l0" not in name:
                 parameters[name] = parameter * factor.repeat(directions)
-        return self.with_parameters(layer, parameters, args, kwargs)
+        return self.with_parameters(parameters, args, kwargs)
 
 
 class MaskedHeads(_MaskedLayer):
@@ -239,7 +248,7 @@ class MaskedHeads(_MaskedLayer):
         parameters = {"in_proj_weight": layer.in_proj_weight * rows[:, None]}
         if layer.in_proj_bias is not None:
             parameters["in_proj_bias"] = layer.in_proj_bias * rows
-        return self.with_parameters(layer, parameters, args, kwargs)
+        return self.with_parameters(parameters, args, kwargs)
 
 
 class Gates:

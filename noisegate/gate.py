@@ -94,6 +94,10 @@ class Gate(torch.nn.Module):
             self._frozen = int(self.frozen_width)
         return None if self._frozen < 0 else self._frozen
 
+    def __getstate__(self):
+        # Copies do not take what belongs to one forward pass
+        return {**self.__dict__, "mask": None, "edge": None}
+
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)
         self._frozen = None

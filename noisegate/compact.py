@@ -22,11 +22,12 @@ from speechbrain.lobes.models.transformer.Transformer import (
     TransformerEncoderLayer,
 )
 
-from noisegate.attach import Gates, Tap
+from noisegate.attach import Gates, Tap, _MaskedLayer
+from noisegate.gate import Gate
 from noisegate.groups import FEATURES
 from noisegate.layers import GATED_LAYERS
 
-_OWN_CHILDREN = ("tap", "masked", "gate_out", "gate_in")
+_OWN_CHILDREN = (Tap, _MaskedLayer, Gate)
 
 
 def compact(gates):
@@ -63,6 +64,7 @@ def compact(gates):
     features = None
     if gates.features is not None:
         features = _strip(copy.deepcopy(gates.features))
+    device = next(model.parameters()).device
     for group in gates.groups:
         if group.name not in gates.gates:
             continue
@@ -72,11 +74,10 @@ def compact(gates):
                 features = _cut_fbank(features, keep)
                 continue
             layer = model.get_submodule(port.layer)
-            index = keep.to(next(layer.parameters()).device)
+            index = keep
             if port.index is not None:
-                where = torch.isin(port.index, keep).nonzero().flatten()
-                index = where.to(index.device)
-            _cut(layer, port.role, index)
+                index = torch.isin(port.index, keep).nonzero().flatten()
+            _cut(layer, port.role, index.to(device))
     for module in model.modules():
         if isinstance(module, (sb.nnet.CNN.Conv1d, sb.nnet.CNN.Conv2d)):
             module.in_channels = module.conv.in_channels
@@ -86,8 +87,9 @@ def compact(gates):
 def _strip(model):
     """Takes gates, taps and gated classes out of a copied model."""
     for module in model.modules():
-        for name in _OWN_CHILDREN:
-            module._modules.pop(name, None)
+        for name, child in list(module.named_children()):
+            if isinstance(child, _OWN_CHILDREN):
+                del module._modules[name]
         hooks = module._forward_pre_hooks
         for key, hook in list(hooks.items()):
             if isinstance(getattr(hook, "__self__", None), (Tap, Gates)):

@@ -185,14 +185,23 @@ _FORMULAS = (
 )
 
 
+def _norm_size(layer):
+    """Number of features that a normalization normalizes."""
+    if isinstance(layer, torch.nn.LayerNorm):
+        return math.prod(layer.normalized_shape)
+    return layer.num_features
+
+
 def _record(layer, output):
     """What a formula needs to know of one forward pass."""
     if isinstance(output, tuple):
         output = output[0]
     if isinstance(layer, (torch.nn.Conv1d, torch.nn.Conv2d)):
         channels = layer.out_channels
-    elif isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
-        channels = layer.num_features
+    elif isinstance(
+        layer, (torch.nn.LayerNorm, torch.nn.modules.batchnorm._BatchNorm)
+    ):
+        channels = _norm_size(layer)
     else:
         channels = output.shape[-1]
     return {"positions": output.numel() // channels}
@@ -224,6 +233,9 @@ class CostModel:
                 factor = 1
                 if port.role == "in" and port.index is not None:
                     factor = len(port.index) // group.size
+                elif port.role == "norm":
+                    layer = model.get_submodule(port.layer)
+                    factor = _norm_size(layer) // group.size
                 ports[port.layer, port.role] = (group.name, factor)
         self._layers = []  # (path, layer, formula, in, out, calls)
         calls = self._run(model, ports, example, features)

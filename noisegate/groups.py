@@ -242,7 +242,9 @@ def _unknown(path, module):
 def _follow_leaf(path, leaf, flow, groups, name):
     """Follows the features through a torch layer."""
     if isinstance(leaf, torch.nn.modules.batchnorm._BatchNorm):
-        flow.group.add(path, "norm")
+        if flow.index is None and leaf.num_features != flow.group.size:
+            raise _unknown(path, leaf)
+        flow.group.add(path, "norm", flow.index)
         return flow
     if isinstance(leaf, torch.nn.LayerNorm):
         if leaf.normalized_shape != (flow.group.size,):

@@ -189,7 +189,8 @@ class MaskedLayerNorm(_MaskedLayer):
         """Returns the normalized features (batch, ..., channels)."""
         x32 = x.float() if x.dtype in (torch.bfloat16, torch.half) else x
         weights = self.gate.channel_weights().to(x32.dtype)
-        weights = weights / weights.sum()
+        # Stochastic gates may all be closed at once
+        weights = weights / weights.sum().clamp(min=1e-6)
         centred = x32 - (x32 * weights).sum(-1, keepdim=True)
         variance = (centred.square() * weights).sum(-1, keepdim=True)
         y = centred * torch.rsqrt(variance + layer.eps)

@@ -123,7 +123,8 @@ class Gate(torch.nn.Module):
         """
         if self.frozen is not None:
             return self.frozen
-        steps = math.ceil(float(self.width()) / self.granularity - 1e-4)
+        width = float(self.width().detach())
+        steps = math.ceil(width / self.granularity - 1e-4)
         return min(self.size, max(self.min_width, steps * self.granularity))
 
     def order(self):

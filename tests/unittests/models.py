@@ -1,0 +1,190 @@
+"""Small models of all kinds that can be gated, and what tests do to them."""
+
+import speechbrain as sb
+import torch
+from speechbrain.lobes.models.transformer.Transformer import (
+    TransformerEncoderLayer,
+)
+from speechbrain.nnet.CNN import Conv1d, Conv2d
+from speechbrain.nnet.containers import Sequential
+from speechbrain.nnet.linear import Linear
+from speechbrain.nnet.normalization import (
+    BatchNorm1d,
+    BatchNorm2d,
+    LayerNorm,
+)
+from speechbrain.nnet.RNN import GRU
+
+from noisegate.attach import Gates
+from noisegate.gate import NoiseGate, StochasticGate
+
+BANDS = 80
+SECONDS = 0.2
+GATES = {"noise": NoiseGate, "stochastic": StochasticGate}
+
+
+def crnn(norm=LayerNorm):
+    """Two convolutions, a bidirectional GRU, two linear layers."""
+    net = Sequential(input_shape=[None, None, BANDS])
+    for name in ("conv1", "conv2"):
+        net.append(Conv1d, out_channels=12, kernel_size=5, layer_name=name)
+        net.append(norm, layer_name=name + "_norm")
+        net.append(torch.nn.ReLU(), layer_name=name + "_act")
+    net.append(
+        GRU,
+        hidden_size=10,
+        num_layers=2,
+        bidirectional=True,
+        layer_name="rnn",
+    )
+    net.append(Linear, n_neurons=14, layer_name="hidden")
+    net.append(torch.nn.ReLU(), layer_name="hidden_act")
+    net.append(Linear, n_neurons=1, layer_name="out")
+    return net
+
+
+def crnn_batch():
+    """The same with BatchNorm."""
+    return crnn(BatchNorm1d)
+
+
+def conv2d():
+    """Convolutions over time and frequency, flattened for a GRU."""
+    net = Sequential(input_shape=[None, None, BANDS])
+    for name, channels in (("conv1", 6), ("conv2", 5)):
+        net.append(
+            Conv2d,
+            out_channels=channels,
+            kernel_size=(3, 5),
+            stride=(1, 4),
+            layer_name=name,
+        )
+        net.append(BatchNorm2d, layer_name=name + "_norm")
+        net.append(torch.nn.ReLU(), layer_name=name + "_act")
+    net.append(GRU, hidden_size=9, layer_name="rnn")
+    net.append(Linear, n_neurons=1, layer_name="out")
+    return net
+
+
+def transformer(ffn_type="regularFFN", normalize_before=True):
+    """Two encoder layers behind a projection."""
+    net = Sequential(input_shape=[None, None, BANDS])
+    net.append(Linear, n_neurons=16, layer_name="project")
+    for name in ("layer1", "layer2"):
+        encoder = TransformerEncoderLayer(
+            d_ffn=20,
+            nhead=4,
+            d_model=16,
+            ffn_type=ffn_type,
+            ffn_cnn_kernel_size_list=[5, 3],
+            normalize_before=normalize_before,
+        )
+        net.append(encoder, layer_name=name)
+    net.append(LayerNorm, layer_name="norm")
+    net.append(Linear, n_neurons=1, layer_name="out")
+    return net
+
+
+def transformer_post():
+    """Normalization behind the residual sums."""
+    return transformer(normalize_before=False)
+
+
+def transformer_cnn():
+    """Convolutions as feed-forward layers."""
+    return transformer("1dcnn")
+
+
+def transformer_cnn_post():
+    """Convolutions as feed-forward layers, normalization behind."""
+    return transformer("1dcnn", False)
+
+
+def norms():
+    """Normalizations of the input, of a GRU's two directions, of a plane."""
+    net = Sequential(input_shape=[None, None, BANDS])
+    net.append(LayerNorm, layer_name="norm0")
+    net.append(Linear, n_neurons=11, bias=False, layer_name="project")
+    net.append(BatchNorm1d, affine=False, layer_name="norm1")
+    net.append(GRU, hidden_size=7, bidirectional=True, layer_name="rnn1")
+    net.append(BatchNorm1d, layer_name="norm2")
+    net.append(GRU, hidden_size=6, bidirectional=True, layer_name="rnn2")
+    net.append(LayerNorm, layer_name="norm3")
+    net.append(Linear, n_neurons=1, layer_name="out")
+    return net
+
+
+MODELS = {
+    "crnn": crnn,
+    "crnn_batch": crnn_batch,
+    "conv2d": conv2d,
+    "transformer": transformer,
+    "transformer_post": transformer_post,
+    "transformer_cnn": transformer_cnn,
+    "transformer_cnn_post": transformer_cnn_post,
+    "norms": norms,
+}
+
+
+def front_end(bands=BANDS):
+    """The mel filterbank in front of the models."""
+    return sb.lobes.features.Fbank(n_mels=bands)
+
+
+def randomise(model, seed=0):
+    """Gives all parameters and normalization statistics random values."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def normal(like):
+        return torch.randn(like.shape, generator=draw)
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.copy_(1 + 0.5 * normal(parameter))
+        for module in model.modules():
+            if getattr(module, "running_var", None) is not None:
+                module.running_mean.copy_(normal(module.running_mean))
+                module.running_var.copy_(0.5 + normal(module.running_var).abs())
+    return model.eval()
+
+
+def gated(name, gate="noise", seed=0, **options):
+    """A random model with gates on all groups that can have one."""
+    torch.manual_seed(seed)
+    model = randomise(MODELS[name](), seed)
+    return Gates(
+        model,
+        features=front_end(),
+        gate=GATES[gate],
+        segment_s=SECONDS,
+        **options,
+    )
+
+
+def random_widths(gates, seed=0):
+    """Allowed random integer widths."""
+    draw = torch.Generator().manual_seed(seed)
+    widths = {}
+    for name, gate in gates.gates.items():
+        low = gate.min_width // gate.granularity
+        high = gate.size // gate.granularity + 1
+        steps = int(torch.randint(low, high, (1,), generator=draw))
+        widths[name] = steps * gate.granularity
+    return widths
+
+
+def scramble(gates, seed=0):
+    """Gives the channels of each gate a random order."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for gate in gates.gates.values():
+            gate.reorder(torch.rand(gate.size, generator=draw))
+            if isinstance(gate, StochasticGate):
+                gate.log_alpha.add_(torch.randn(gate.size, generator=draw))
+
+
+def open_bands(gates, feats):
+    """The features that the cut model reads."""
+    gate = gates.gates.get("features")
+    return feats if gate is None else feats[..., gate.open_channels()]

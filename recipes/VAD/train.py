@@ -207,7 +207,11 @@ def write_results(brain, hparams, valid_stats, test_stats):
     )
     result = {
         "hparams": os.path.basename(sys.argv[1]),
-        "overrides": sys.argv[2:],
+        "overrides": [
+            override
+            for override in sys.argv[2:]
+            if not os.path.isabs(override.partition("=")[2])
+        ],
         "seed": hparams["seed"],
         "budget": hparams["budget"],
         "widths": {**cost.sizes, **widths},

@@ -8,11 +8,7 @@ from speechbrain.lobes.models.transformer.Transformer import (
 from speechbrain.nnet.CNN import Conv1d, Conv2d
 from speechbrain.nnet.containers import Sequential
 from speechbrain.nnet.linear import Linear
-from speechbrain.nnet.normalization import (
-    BatchNorm1d,
-    BatchNorm2d,
-    LayerNorm,
-)
+from speechbrain.nnet.normalization import BatchNorm1d, BatchNorm2d, LayerNorm
 from speechbrain.nnet.RNN import GRU
 
 from noisegate.attach import Gates

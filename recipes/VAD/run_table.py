@@ -113,7 +113,7 @@ def run_cell(arguments, name, hparams, overrides, stop):
     target = HERE / "results" / arguments.layout
     target.mkdir(parents=True, exist_ok=True)
     shutil.copy(folder / "result.json", target / f"{name}.json")
-    if (folder / "gates.jsonl").stat().st_size:
+    if hparams.endswith(("_gated", "_stochastic")):
         shutil.copy(folder / "gates.jsonl", target / f"{name}.gates.jsonl")
     shutil.copy(
         folder / "compact" / "hyperparams.yaml", target / f"{name}.yaml"
@@ -134,9 +134,7 @@ if __name__ == "__main__":
     stopped = threading.Event()
     todo = [cell for cell in cells() if args.only in cell[0]]
     with ThreadPoolExecutor(args.jobs) as pool:
-        futures = [
-            pool.submit(run_cell, args, *cell, stopped) for cell in todo
-        ]
+        futures = [pool.submit(run_cell, args, *cell, stopped) for cell in todo]
         try:
             finished = sum(future.result() for future in futures)
         except KeyboardInterrupt:

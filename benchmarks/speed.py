@@ -1,0 +1,173 @@
+#!/usr/bin/env python3
+"""Speed of gated training steps and of compacted models, as ratios.
+
+> python benchmarks/speed.py [--device cpu] [--threads 1] [--rounds 20]
+
+Everything that is compared is timed in turn within this one process; the
+ratio of a pair is the median over rounds of the ratio within the round.
+Figures are written to benchmarks/results/speed_<device>.json.
+
+Authors
+ * The noisegate developers, 2026
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from hyperpyyaml import load_hyperpyyaml
+
+from noisegate.compact import compact, save_compact
+
+ROOT = Path(__file__).parents[1]
+HPARAMS = ROOT / "recipes" / "VAD" / "hparams"
+FRAMES, BATCH = 401, 16
+
+
+def load(name, device, **overrides):
+    """Loads a recipe's YAML without its data."""
+    overrides = {"data_folder": "none", **overrides}
+    with open(HPARAMS / f"{name}.yaml", encoding="utf-8") as fin:
+        loaded = load_hyperpyyaml(fin, overrides)
+    loaded["model"].to(device)
+    return loaded
+
+
+def train_step(hparams, x, y):
+    """Returns a function that makes one training step, and its model."""
+    model, gates = hparams["model"], hparams["gates"]
+    of_gates = {id(p) for p in gates.parameters()}
+    weights = [p for p in model.parameters() if id(p) not in of_gates]
+    optimizers = [hparams["opt_class"](weights)]
+    if gates.gates:
+        optimizers.append(hparams["gate_opt_class"](gates.parameters()))
+
+    def step(kappa=1.0):
+        for gate in gates.gates.values():
+            if gate.frozen is None:
+                gate.set_width(max(gate.min_width, kappa * gate.size))
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(
+            model(x).squeeze(-1), y
+        )
+        if gates.gates:
+            loss = loss + hparams["complexity_loss"]().to(loss.device)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def timed(function, device):
+    """Seconds that one call takes."""
+    start = time.perf_counter()
+    function()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def compare(functions, rounds, device):
+    """Median ms of each function, and ratio to the first within rounds."""
+    rows = []
+    for i in range(rounds + 3):
+        row = {name: timed(f, device) for name, f in functions.items()}
+        if i >= 3:
+            rows.append(row)
+    first = next(iter(functions))
+    return {
+        name: {
+            "ms": 1000 * statistics.median(row[name] for row in rows),
+            "ratio": statistics.median(row[name] / row[first] for row in rows),
+        }
+        for name in functions
+    }
+
+
+def step_times(model, rounds, device):
+    """Training steps: plain, open gates, half-open gates, frozen gates."""
+    torch.manual_seed(0)
+    x = torch.randn(BATCH, FRAMES, 80, device=device)
+    y = (torch.rand(BATCH, FRAMES, device=device) > 0.5).float()
+    plain = train_step(load(model, device), x, y)
+    gated = train_step(load(f"{model}_gated", device), x, y)
+    halves = train_step(load(f"{model}_gated", device), x, y)
+    stochastic = train_step(load(f"{model}_stochastic", device), x, y)
+    fixed = load(f"{model}_gated", device)
+    fixed["complexity_loss"].freeze()
+    frozen = train_step(fixed, x, y)
+    return compare(
+        {
+            "plain": plain,
+            "open gates": gated,
+            "gates at 0.9": lambda: gated(0.9),
+            "gates at 0.5": lambda: halves(0.5),
+            "frozen at 0.25": frozen,
+            "stochastic gates": stochastic,
+        },
+        rounds,
+        device,
+    )
+
+
+def latencies(model, rounds, device):
+    """Inference: compacted model against one built with these sizes."""
+    torch.manual_seed(0)
+    hparams = load(f"{model}_gated", device)
+    hparams["complexity_loss"].freeze()
+    cut, features = compact(hparams["gates"])
+    with tempfile.TemporaryDirectory() as folder:
+        save_compact(
+            f"{folder}/compact", {"compute_features": features, "model": cut}
+        )
+        with open(f"{folder}/compact/hyperparams.yaml") as fin:
+            built = load_hyperpyyaml(fin)["model"].to(device).eval()
+    dense = load(model, device)["model"].eval()
+    bands = hparams["gates"].gates["features"].integer_width()
+    x = torch.randn(1, FRAMES, 80, device=device)
+    narrow = x[..., :bands].contiguous()
+    with torch.inference_mode():
+        return compare(
+            {
+                "built with these sizes": lambda: built(narrow),
+                "compacted": lambda: cut(narrow),
+                "dense": lambda: dense(x),
+            },
+            5 * rounds,
+            device,
+        )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=20)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    report = {
+        "device": args.device,
+        "processor": platform.machine(),
+        "threads": args.threads,
+        "torch": torch.__version__,
+        "rounds": args.rounds,
+    }
+    for name in ("crnn", "transformer"):
+        report[name] = {
+            "training step": step_times(name, args.rounds, args.device),
+            "inference": latencies(name, args.rounds, args.device),
+        }
+        for what, rows in report[name].items():
+            for row, value in rows.items():
+                print(
+                    f"{name:12} {what:14} {row:24} {value['ms']:8.1f} ms "
+                    f"ratio {value['ratio']:.3f}"
+                )
+    out = ROOT / "benchmarks" / "results" / f"speed_{args.device}.json"
+    out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

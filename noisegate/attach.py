@@ -375,6 +375,8 @@ class Gates:
         return [group for group in free if group in selected]
 
     def _attach(self, group, gate):
+        steps = math.ceil(group.min_width / gate.granularity)
+        gate.min_width = max(gate.min_width, steps * gate.granularity)
         self.gates[group.name] = gate
         for port in group.ports:
             if port.layer == FEATURES:

@@ -567,7 +567,7 @@ class ComplexityLoss(torch.nn.Module):
         """
         gates = self.gates
         widths = {name: float(k) for name, k in gates.widths().items()}
-        if self.budget is None:
+        if self.budget is None or not gates.gates:
             final = gates.integer_widths()
         else:
             final = self._round_to_budget(widths)

@@ -91,6 +91,8 @@ class Group:
         Where the channels appear.
     granularity : int
         Integer widths must be multiples of this.
+    min_width : int
+        Smallest integer width that the layers can have.
     fixed : str
         Why the width may not change; None if it may.
     gate : callable
@@ -103,6 +105,7 @@ class Group:
     size: int
     ports: list = dataclasses.field(default_factory=list)
     granularity: int = 1
+    min_width: int = 1
     fixed: Optional[str] = None
     gate: Optional[object] = None
     wanted: bool = False
@@ -221,6 +224,9 @@ def _follow(path, module, flow, groups):
         if isinstance(module, wrapper):
             leaf = getattr(module, attribute)
             flow = _follow_leaf(join(attribute), leaf, flow, groups, path)
+            if getattr(module, "unsqueeze", False):
+                # SpeechBrain takes away an output axis of size 1 then
+                flow.group.min_width = min(2, flow.group.size)
             if isinstance(module, GATED_LAYERS):
                 flow.group.wanted, flow.group.gate = True, module.gate
             return flow

@@ -13,6 +13,7 @@ from speechbrain.nnet.normalization import BatchNorm1d, LayerNorm
 from speechbrain.nnet.RNN import GRU, LSTM
 
 from noisegate.attach import Gates
+from noisegate.compact import compact
 from noisegate.groups import find_groups
 from noisegate.layers import GatedConv1d, GatedFbank, GatedLinear
 from tests.unittests import models
@@ -122,6 +123,16 @@ def test_channels_of_flattened_features():
     groups = {g.name: g for g in find_groups(models.crnn())}
     index = groups["rnn"].find("in")[0].index
     assert index.tolist() == [*range(10), *range(10)]
+
+
+def test_a_convolution_that_adds_an_axis_keeps_two_channels():
+    """SpeechBrain would take away an axis of one channel again."""
+    gates = Gates(models.conv2d(), input_shape=[1, 9, 80])
+    assert gates.min_widths() == {"conv1": 2, "conv2": 1, "rnn": 1}
+    gates.freeze(gates.min_widths())
+    x = torch.randn(1, 9, 80)
+    model, _ = compact(gates)
+    torch.testing.assert_close(gates.model.eval()(x), model(x))
 
 
 def test_without_a_front_end_the_input_is_fixed():

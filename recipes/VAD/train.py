@@ -214,6 +214,7 @@ def write_results(brain, hparams, valid_stats, test_stats):
         ],
         "seed": hparams["seed"],
         "budget": hparams["budget"],
+        "complexity_weight": hparams["complexity_loss"].weight,
         "widths": {**cost.sizes, **widths},
         "params": cost.params(widths),
         "macs_per_second": cost.macs_per_second(widths),

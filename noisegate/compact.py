@@ -200,10 +200,11 @@ def _cut_fbank(features, keep):
     arguments = _arguments(features)
     arguments.update(n_mels=len(keep), requires_grad=True)
     new = sb.lobes.features.Fbank(**arguments)
-    scale = old.sample_rate * old.param_change_factor**2 if old.freeze else 1
+    # The new one multiplies by the sample rate, the old one by its settings
+    scale = 1 / old.sample_rate if old.freeze else old.param_change_factor**2
     with torch.no_grad():
-        new.compute_fbanks.f_central.copy_(old.f_central.cpu()[keep] / scale)
-        new.compute_fbanks.band.copy_(old.band.cpu()[keep] / scale)
+        new.compute_fbanks.f_central.copy_(old.f_central.cpu()[keep] * scale)
+        new.compute_fbanks.band.copy_(old.band.cpu()[keep] * scale)
     new.compute_fbanks.top_db = old.top_db
     return new.requires_grad_(False)
 

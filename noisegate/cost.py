@@ -506,10 +506,10 @@ class ComplexityLoss(torch.nn.Module):
     @property
     def weight(self):
         """float : the present weight of the complexity."""
+        if self.gates.frozen or self.budget == 1:
+            return 0.0
         if self.fixed_weight is not None:
             return float(self.fixed_weight)
-        if self.budget == 1 or not self.gates.gates:
-            return 0.0
         return math.exp(float(self.log_weight))
 
     def target(self):

@@ -52,7 +52,7 @@ def conv2d():
             Conv2d,
             out_channels=channels,
             kernel_size=(3, 5),
-            stride=(1, 4),
+            stride=(4, 1),
             layer_name=name,
         )
         net.append(BatchNorm2d, layer_name=name + "_norm")

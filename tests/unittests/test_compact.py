@@ -1,0 +1,396 @@
+"""The cut model: equal to the gated one, plain, and loadable anywhere."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import speechbrain as sb
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain.inference.interfaces import Pretrained
+
+from noisegate.attach import Gates
+from noisegate.compact import compact, save_compact
+from noisegate.cost import ComplexityLoss
+from noisegate.layers import GatedConv1d, GatedFbank
+from tests.unittests import models
+
+
+def cut(name, gate="noise", seed=0, freeze=True):
+    """A gated model at random widths in random order, and its cut copy."""
+    gates = models.gated(name, gate, seed)
+    models.scramble(gates, seed)
+    widths = models.random_widths(gates, seed)
+    if freeze:
+        gates.freeze(widths)
+    else:
+        for key, width in widths.items():
+            gates.gates[key].set_width(width)
+    gates.model.eval()
+    return gates, *compact(gates)
+
+
+@pytest.mark.parametrize("freeze", [True, False], ids=["frozen", "learning"])
+@pytest.mark.parametrize("gate", models.GATES)
+@pytest.mark.parametrize("name", models.MODELS)
+def test_the_cut_model_equals_the_gated_one(name, gate, freeze):
+    """In evaluation, to rounding errors, in float32 and float64."""
+    for seed in range(3):
+        gates, model, _ = cut(name, gate, seed, freeze)
+        x = 3 * torch.randn(2, 33, 80)
+        expected = gates.model(x)
+        output = model(models.open_bands(gates, x))
+        assert (output - expected).abs().max() <= 1e-5
+        # The output depends on the input, else this shows nothing
+        assert expected.std() > 1e-4
+        gates.model.double()
+        model, _ = compact(gates)
+        x = x.double()
+        expected = gates.model(x)
+        output = model(models.open_bands(gates, x))
+        assert (output - expected).abs().max() <= 1e-10
+        assert sum(gates.integer_widths().values()) < sum(
+            gate.size for gate in gates.gates.values()
+        )
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_a_frozen_model_in_training_mode_is_the_cut_one(name):
+    """Fine-tuning after freezing sees the model that will be cut."""
+    gates, model, _ = cut(name)
+    for module in [*gates.model.modules(), *model.modules()]:
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(module, torch.nn.MultiheadAttention):
+            module.dropout = 0.0
+    x = torch.randn(3, 33, 80)
+    expected = gates.model.train()(x)
+    output = model.train()(models.open_bands(gates, x))
+    assert (output - expected).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("gate", models.GATES)
+@pytest.mark.parametrize("name", models.MODELS)
+def test_the_cut_model_is_plain(name, gate):
+    """Classes of torch and SpeechBrain, no hooks, and as small as said."""
+    gates, model, features = cut(name, gate)
+    for module in [*model.modules(), *features.modules()]:
+        place = type(module).__module__
+        assert place.startswith(("torch.", "speechbrain.")), place
+        assert not module._forward_pre_hooks
+        assert not module._forward_hooks
+        assert "forward" not in vars(module)
+    assert sum(p.numel() for p in model.parameters()) == gates.cost.params(
+        gates.integer_widths()
+    )
+    assert not any("gate" in key or "tap" in key for key in model.state_dict())
+
+
+def test_gated_layers_become_plain_ones():
+    """Their classes, and the attribute that holds the factory."""
+    net = sb.nnet.containers.Sequential(
+        tap=GatedConv1d(in_channels=20, out_channels=6, kernel_size=3),
+        masked=sb.nnet.linear.Linear(n_neurons=1, input_size=6),
+    )
+    gates = Gates(net, features=GatedFbank(n_mels=20), segment_s=0.1)
+    gates.freeze({"features": 7, "tap": 3})
+    model, features = compact(gates)
+    assert type(model.tap) is sb.nnet.CNN.Conv1d
+    assert type(features) is sb.lobes.features.Fbank
+    assert not hasattr(model.tap, "gate")
+    # Layers that are called like something of ours stay
+    assert list(model) == ["tap", "masked"]
+    assert model.tap.conv.weight.shape == (3, 7, 3)
+    assert type(net.tap) is GatedConv1d
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_the_gated_model_stays_as_it_was(name):
+    """Cutting copies: state, output and mode of the original stay."""
+    gates = models.gated(name)
+    models.scramble(gates)
+    for gate in gates.gates.values():
+        gate.set_width((gate.size + gate.min_width) / 2)
+    x = torch.randn(2, 21, 80)
+    before = {k: v.clone() for k, v in gates.model.state_dict().items()}
+    expected = gates.model.eval()(x)
+    gates.model.train()
+    model, features = compact(gates)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(0)
+    assert gates.model.training and not model.training
+    for key, value in gates.model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert torch.equal(gates.model.eval()(x), expected)
+    assert gates.features.compute_fbanks.n_mels == 80
+    torch.manual_seed(0)
+    assert not torch.equal(gates.model.train()(x), gates.model(x))
+
+
+@pytest.mark.parametrize("gate", models.GATES)
+def test_cutting_right_after_a_training_pass(gate):
+    """Nothing of the last graph is in the way."""
+    gates = models.gated("crnn", gate)
+    for width_of in gates.gates.values():
+        width_of.set_width(width_of.size - 1.5)
+    gates.model.train()(torch.randn(2, 21, 80)).sum().backward()
+    model, _ = compact(gates)
+    x = torch.randn(2, 21, 80)
+    expected = gates.model.eval()(x)
+    output = model(models.open_bands(gates, x))
+    assert (output - expected).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("kappa_min", [0.0625, 1 / 80])
+@pytest.mark.parametrize("width", ["min", "max"])
+@pytest.mark.parametrize("name", models.MODELS)
+def test_extreme_widths(name, width, kappa_min):
+    """The smallest and the full widths cut like all others."""
+    model = models.randomise(models.MODELS[name]())
+
+    def gate(size, granularity):
+        return models.NoiseGate(size, kappa_min, granularity)
+
+    gates = Gates(model, features=models.front_end(), gate=gate, segment_s=0.1)
+    gates.freeze(
+        {
+            key: gate.min_width if width == "min" else gate.size
+            for key, gate in gates.gates.items()
+        }
+    )
+    model, _ = compact(gates)
+    x = torch.randn(2, 21, 80)
+    expected = gates.model.eval()(x)
+    output = model(models.open_bands(gates, x))
+    assert (output - expected).abs().max() <= 1e-5
+
+
+def test_the_cut_front_end_makes_the_open_bands():
+    """Log-mel values of the selected filters, at the level of the signal."""
+    gates, _, features = cut("crnn")
+    gates.features.compute_fbanks.top_db = 300
+    _, features = compact(gates)
+    assert features.compute_fbanks.top_db == 300
+    keep = gates.gates["features"].open_channels()
+    assert 0 < len(keep) < 80
+    wav = 0.1 * torch.randn(2, 8000)
+    full = gates.features(wav)
+    part = features(wav)
+    assert part.shape == (*full.shape[:2], len(keep))
+    assert (part - full[..., keep]).abs().max() <= 1e-4
+    assert not any(p.requires_grad for p in features.parameters())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"n_mels": 30, "f_min": 100, "f_max": 3500, "sample_rate": 8000},
+        {"n_mels": 30, "n_fft": 512, "win_length": 32, "hop_length": 16},
+        {"n_mels": 30, "filter_shape": "gaussian"},
+        {"n_mels": 30, "filter_shape": "rectangular"},
+        {"n_mels": 30, "requires_grad": True},
+        {"n_mels": 30, "param_change_factor": 0.5, "requires_grad": True},
+        {"n_mels": 30, "param_change_factor": 0.5},
+    ],
+    ids=lambda options: "-".join(list(options)[1:3]),
+)
+def test_front_ends_of_other_settings(options):
+    """Every option of the filterbank survives the cut."""
+    features = sb.lobes.features.Fbank(**options)
+    features.compute_fbanks.top_db = 300
+    net = sb.nnet.containers.Sequential(
+        hidden=sb.nnet.linear.Linear(n_neurons=4, input_size=30),
+        out=sb.nnet.linear.Linear(n_neurons=1, input_size=4),
+    )
+    rate = options.get("sample_rate", 16000)
+    gates = Gates(net, features=features, sample_rate=rate, segment_s=0.2)
+    gates.gates["features"].reorder(torch.rand(30))
+    gates.freeze({"features": 11, "hidden": 4})
+    _, small = compact(gates)
+    keep = gates.gates["features"].open_channels()
+    wav = 0.1 * torch.randn(2, rate // 2)
+    full = features(wav)[..., keep]
+    assert (small(wav) - full).abs().max() <= 1e-4
+
+
+def save(folder, name="crnn", **values):
+    """Saves a cut model with its front-end; returns all."""
+    gates, model, features = cut(name)
+    features.compute_fbanks.top_db = 300.0
+    modules = {"compute_features": features, "model": model}
+    save_compact(folder, modules, header="Two\nlines.", **values)
+    return gates, model, features
+
+
+LOAD = """
+import sys
+sys.modules["noisegate"] = None  # importing it raises ImportError
+import torch
+from speechbrain.inference.interfaces import Pretrained
+
+
+class Detector(Pretrained):
+    MODULES_NEEDED = ["compute_features", "model"]
+
+    def forward(self, wav):
+        return self.mods.model(self.mods.compute_features(wav))
+
+
+folder, source, target = sys.argv[1:]
+detector = Detector.from_hparams(source=folder, savedir=folder + "/pretrained")
+wav = torch.load(source)
+torch.save(detector(wav), target)
+assert not any(m.startswith("noisegate.") for m in sys.modules)
+"""
+
+
+def test_loading_where_noisegate_is_not_installed(tmp_path):
+    """SpeechBrain alone builds all models from their folders, once each."""
+    wav = 0.1 * torch.randn(2, 8000)
+    torch.save(wav, tmp_path / "wav.pt")
+    expected = {}
+    for name in ("crnn", "transformer_cnn_post"):
+        _, model, features = save(str(tmp_path / name), name)
+        expected[name] = model(features(wav))
+        subprocess.run(
+            [sys.executable, "-c", LOAD]
+            + [str(tmp_path / item) for item in (name, "wav.pt", name + ".pt")],
+            check=True,
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        output = torch.load(tmp_path / (name + ".pt"))
+        torch.testing.assert_close(output, expected[name], rtol=0, atol=1e-6)
+
+
+class Detector(Pretrained):
+    """The least that an inference class needs."""
+
+    MODULES_NEEDED = ["compute_features", "model"]
+
+    def forward(self, wav):
+        """Returns the scores of frames."""
+        return self.mods.model(self.mods.compute_features(wav))
+
+
+def load_modules(folder):
+    """Builds what the YAML describes and loads its weights."""
+    with open(os.path.join(folder, "hyperparams.yaml")) as fin:
+        loaded = load_hyperpyyaml(fin)
+    for name in loaded["modules"]:
+        path = os.path.join(folder, name + ".ckpt")
+        state = torch.load(path, weights_only=True)
+        loaded[name].load_state_dict(state)
+        loaded[name].eval()
+    return loaded
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_saved_models_load_and_agree(name, tmp_path):
+    """The YAML and weights of tensors only give the same output."""
+    folder = str(tmp_path / "a" / "compact")
+    _, model, features = save(folder, name, sample_rate=16000, note="a: b")
+    loaded = load_modules(folder)
+    assert loaded["sample_rate"] == 16000 and loaded["note"] == "a: b"
+    wav = 0.1 * torch.randn(2, 4000)
+    feats = loaded["compute_features"](wav)
+    assert torch.equal(feats, features(wav))
+    assert loaded["compute_features"].compute_fbanks.top_db == 300
+    assert torch.equal(loaded["model"](feats), model(feats))
+    with open(os.path.join(folder, "hyperparams.yaml")) as fin:
+        text = fin.read()
+    assert "noisegate" not in text and text.startswith("# Two\n# lines.\n")
+    assert sorted(os.listdir(folder)) == [
+        "compute_features.ckpt",
+        "hyperparams.yaml",
+        "model.ckpt",
+    ]
+    assert os.listdir(tmp_path / "a") == ["compact"]
+
+
+def test_loading_through_the_interface(tmp_path):
+    """Pretrained.from_hparams, where noisegate is installed."""
+    _, model, features = save(str(tmp_path / "compact"))
+    detector = Detector.from_hparams(
+        source=str(tmp_path / "compact"), savedir=str(tmp_path / "saved")
+    )
+    wav = 0.1 * torch.randn(2, 4000)
+    assert torch.equal(detector(wav), model(features(wav)))
+
+
+def test_a_normalizer_is_saved_too(tmp_path):
+    """The recipe's normalization of features belongs to the model."""
+    _, model, features = cut("crnn")
+    norm = sb.processing.features.InputNormalization(norm_type="sentence")
+    modules = {
+        "compute_features": features,
+        "mean_var_norm": norm,
+        "model": model,
+    }
+    save_compact(str(tmp_path / "compact"), modules)
+    loaded = load_hyperpyyaml(
+        (tmp_path / "compact" / "hyperparams.yaml").open()
+    )
+    feats = torch.randn(2, 20, 7)
+    lengths = torch.ones(2)
+    assert torch.equal(
+        loaded["mean_var_norm"](feats, lengths), norm(feats, lengths)
+    )
+
+
+def test_results_are_never_overwritten(tmp_path):
+    """An existing folder is an error and stays as it was."""
+    folder = tmp_path / "compact"
+    folder.mkdir()
+    (folder / "mine.txt").write_text("kept")
+    with pytest.raises(FileExistsError, match="not overwritten"):
+        save(str(folder))
+    assert os.listdir(folder) == ["mine.txt"]
+    assert os.listdir(tmp_path) == ["compact"]
+
+
+def test_a_failed_save_leaves_nothing_behind(tmp_path, monkeypatch):
+    """Neither the folder nor parts of it."""
+
+    def fail(*args):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="no space"):
+        save(str(tmp_path / "compact"))
+    assert os.listdir(tmp_path) == []
+
+
+def test_weights_of_other_widths_do_not_load(tmp_path):
+    """The error names the tensor that does not fit."""
+    save(str(tmp_path / "compact"))
+    loaded = load_modules(str(tmp_path / "compact"))
+    other = cut("crnn", seed=1)[1]
+    with pytest.raises(RuntimeError, match="conv1.conv.weight"):
+        loaded["model"].load_state_dict(other.state_dict())
+    # Nor does a full checkpoint, in either direction
+    full = models.crnn()
+    with pytest.raises(RuntimeError, match="size mismatch.*rnn.rnn.weight"):
+        full.load_state_dict(other.state_dict())
+    # And a wrong file in the folder is noticed by SpeechBrain
+    path = tmp_path / "compact" / "model.ckpt"
+    torch.save(other.state_dict(), path)
+    with pytest.raises(RuntimeError, match="conv1.conv.weight"):
+        Detector.from_hparams(
+            source=str(tmp_path / "compact"), savedir=str(tmp_path / "saved")
+        )
+
+
+def test_the_cut_model_can_be_trained():
+    """All parameters get gradients, and the width stays."""
+    gates = models.gated("transformer")
+    loss = ComplexityLoss(gates, budget=0.4)
+    loss.freeze()
+    model, _ = compact(gates)
+    x = models.open_bands(gates, torch.randn(2, 21, 80))
+    model.train()(x).square().sum().backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None, key
+        assert torch.isfinite(parameter.grad).all(), key

@@ -25,6 +25,8 @@ from noisegate.groups import FEATURES
 
 logger = get_logger(__name__)
 
+_REORDER_STEPS = 10  # optimizer steps between two rankings of the channels
+
 
 @register_checkpoint_hooks
 class RandomState:
@@ -106,7 +108,7 @@ class GatedBrain(sb.Brain):
 
     What this class does: gates have an optimizer of their own (own learning
     rate, clipped, no weight decay); schedule and dual variable are stepped
-    after each optimizer step; channels are ranked anew at each epoch; at the
+    after each optimizer step; channels are ranked every few steps; at the
     beginning of ``freeze_epoch`` widths are rounded to the budget and frozen;
     checkpoints hold all of this and the random state; ``evaluate`` runs on
     the compacted model.
@@ -269,7 +271,7 @@ class GatedBrain(sb.Brain):
         return {k: opt for k, opt in optimizers.items() if k != "gates"}
 
     def on_stage_start(self, stage, epoch=None):
-        """See ``sb.Brain.on_stage_start``; ranks channels, freezes widths."""
+        """See ``sb.Brain.on_stage_start``; freezes widths."""
         if stage != sb.Stage.TRAIN:
             return
         self._epoch = epoch
@@ -280,8 +282,6 @@ class GatedBrain(sb.Brain):
             widths = self.complexity_loss.freeze()
             macs = self.gates.cost.macs_per_second(widths)
             logger.info(f"Widths are final: {widths}, {macs} MACs per second")
-        elif epoch > 1:
-            self.gates.reorder()
 
     def on_fit_batch_start(self, batch, should_step):
         """See ``sb.Brain.on_fit_batch_start``."""
@@ -301,11 +301,15 @@ class GatedBrain(sb.Brain):
             )
         if should_step and not self.gates.frozen:
             self.gates.clamp()
+            if self.optimizer_step % _REORDER_STEPS == 0:
+                self.gates.reorder()
             done = self._epoch - 1 + self.step / self._steps_per_epoch
             self.complexity_loss.step(done / (self.freeze_epoch - 1))
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """See ``sb.Brain.on_stage_end``; writes the history of the widths."""
+        # A run may resume behind the last batch of an epoch
+        self.random_state.restore()
         folder = getattr(self.hparams, "output_folder", None)
         if stage == sb.Stage.VALID and folder and if_main_process():
             line = json.dumps({"epoch": epoch, **self.gate_stats()})

@@ -274,7 +274,7 @@ class Gates:
     granularity : int
         Integer widths are multiples of this (and of what the model asks for).
     reorder : bool
-        Whether channels are ranked anew at each epoch by how much they are
+        Whether open channels are ranked every few steps by how much they are
         used; False keeps their order (the published form).
     segment_s : float
         Seconds of audio that are processed at once; costs refer to it.

@@ -49,7 +49,7 @@ class Gate(torch.nn.Module):
 
     A channel's ``rank`` says when it is closed: the gate of width K keeps the
     channels of rank 0 .. K - 1. At first the rank is the index; it can be
-    changed between epochs with :meth:`reorder`.
+    changed with :meth:`reorder`.
 
     Subclasses give :meth:`width`, :meth:`refresh` and :meth:`set_width`.
 
@@ -171,10 +171,11 @@ class Gate(torch.nn.Module):
 
     @torch.no_grad()
     def reorder(self, usefulness):
-        """Ranks the channels by descending usefulness.
+        """Ranks the fully open channels by descending usefulness.
 
-        Nothing is closed by this: it only decides which channels are at the
-        edge that the width moves. Ties keep their order.
+        The function of the model does not change by this: channels at the
+        edge and closed ones keep their ranks. It decides which channels come
+        to the edge next. Ties keep their order.
 
         Arguments
         ---------
@@ -183,8 +184,14 @@ class Gate(torch.nn.Module):
         """
         if self.frozen is not None:
             return
-        best_first = torch.argsort(usefulness, descending=True, stable=True)
-        self.rank[best_first] = torch.arange(self.size, device=self.rank.device)
+        n_open = int(self.width())
+        channels = torch.argsort(self.rank)[:n_open]  # in order of rank
+        best_first = torch.argsort(
+            usefulness[channels], descending=True, stable=True
+        )
+        self.rank[channels[best_first]] = torch.arange(
+            n_open, device=self.rank.device
+        )
 
     def refresh(self):
         """Prepares the gate for one forward pass: called by the model.

@@ -1,0 +1,613 @@
+"""Training with gates: schedule, optimizers, resuming, many processes."""
+
+import functools
+import inspect
+import json
+import os
+import socket
+
+import pytest
+import speechbrain as sb
+import torch
+import torch.multiprocessing as mp
+from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.nnet.CNN import Conv1d
+from speechbrain.nnet.containers import Sequential
+from speechbrain.nnet.linear import Linear
+from speechbrain.nnet.normalization import LayerNorm
+from speechbrain.nnet.RNN import GRU
+from speechbrain.utils.checkpoints import Checkpointer
+from speechbrain.utils.epoch_loop import EpochCounter
+
+from noisegate.attach import Gates
+from noisegate.brain import GatedBrain
+from noisegate.cost import ComplexityLoss
+from tests.unittests import models
+
+BUDGET = 0.5
+ITEMS, BATCH = 16, 4
+STEPS = ITEMS // BATCH
+EPOCHS, FREEZE = 4, 3
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+class TinyBrain(GatedBrain):
+    """Frame-wise detection; ``kill`` says where the process ends."""
+
+    kill = None
+    batches = 0
+
+    def die(self, *where):
+        """Ends the process if it is at that place."""
+        if self.kill == where:
+            raise Killed
+
+    def compute_forward(self, batch, stage):
+        """Returns the score of each frame."""
+        batch = batch.to(self.device)
+        return self.modules.model(batch.feats[0])
+
+    def compute_objectives(self, predictions, batch, stage):
+        """Returns cross-entropy and complexity."""
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(
+            predictions.squeeze(-1).float(), batch.labels[0]
+        )
+        return loss + self.complexity_term(stage)
+
+    def on_fit_batch_start(self, batch, should_step):
+        """May end the process before a batch."""
+        super().on_fit_batch_start(batch, should_step)
+        self.die("batch", self._epoch, self.step)
+
+    def on_stage_start(self, stage, epoch=None):
+        """May end the process before the validation."""
+        super().on_stage_start(stage, epoch)
+        self.die("start of", stage.name, epoch)
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """Saves a checkpoint after each validation."""
+        super().on_stage_end(stage, stage_loss, epoch)
+        self.die("end of", stage.name, epoch)
+        if stage == sb.Stage.VALID and self.checkpointer is not None:
+            meta = {"loss": float(stage_loss)} if self.widths_are_final else {}
+            self.checkpointer.save_and_keep_only(meta=meta, min_keys=["loss"])
+
+
+def dataset(n=ITEMS, frames=10):
+    """Random features; a frame is positive if two of them say so."""
+    draw = torch.Generator().manual_seed(1)
+    feats = torch.randn(n, frames, 8, generator=draw)
+    labels = (feats[..., 0] * feats[..., 3] > 0).float()
+    data = DynamicItemDataset({f"{i:03}": {"n": i} for i in range(n)})
+    data.add_dynamic_item(lambda i: feats[i], takes="n", provides="feats")
+    data.add_dynamic_item(lambda i: labels[i], takes="n", provides="labels")
+    data.set_output_keys(["id", "feats", "labels"])
+    return data
+
+
+def brain(
+    folder=None,
+    seed=0,
+    dropout=0.2,
+    gate="noise",
+    layers=None,
+    brain_class=TinyBrain,
+    loss=None,
+    opt_class=None,
+    gate_opt_class=None,
+    epochs=EPOCHS,
+    sorting="random",
+    **run_opts,
+):
+    """A Brain as a recipe builds it, in a process of that seed."""
+    torch.manual_seed(seed)
+    net = Sequential(input_shape=[None, None, 8])
+    net.append(Conv1d, out_channels=16, kernel_size=3, layer_name="conv")
+    net.append(LayerNorm, layer_name="norm")
+    net.append(torch.nn.ReLU(), layer_name="act")
+    net.append(torch.nn.Dropout(dropout), layer_name="drop")
+    net.append(GRU, hidden_size=12, bidirectional=True, layer_name="rnn")
+    net.append(Linear, n_neurons=10, layer_name="hidden")
+    net.append(torch.nn.ReLU(), layer_name="act2")
+    net.append(Linear, n_neurons=1, layer_name="out")
+    gates = Gates(
+        net,
+        input_shape=[1, 10, 8],
+        gate=models.GATES[gate],
+        layers=layers,
+        segment_s=0.1,
+    )
+    loss = ComplexityLoss(
+        gates, **(loss or {"budget": BUDGET, "freeze_epoch": FREEZE})
+    )
+    hparams = {"gates": gates, "complexity_loss": loss}
+    hparams["sorting"] = sorting  # read by SpeechBrain with many processes
+    counter = EpochCounter(limit=epochs)
+    checkpointer = None
+    if folder is not None:
+        hparams["output_folder"] = str(folder)
+        checkpointer = Checkpointer(
+            str(folder / "save"), {"model": net, "counter": counter}
+        )
+    made = brain_class(
+        {"model": net},
+        opt_class or functools.partial(torch.optim.Adam, lr=0.01),
+        hparams,
+        {"device": "cpu", "noprogressbar": True, **run_opts},
+        checkpointer,
+        gate_opt_class=gate_opt_class,
+    )
+    made.counter = counter
+    return made
+
+
+def fit(trainer, batch_size=BATCH, shuffle=True):
+    """Runs the epochs that are left; returns the Brain."""
+    trainer.fit(
+        trainer.counter,
+        dataset(),
+        dataset(8),
+        train_loader_kwargs={"batch_size": batch_size, "shuffle": shuffle},
+        valid_loader_kwargs={"batch_size": 4},
+    )
+    return trainer
+
+
+def state(trainer):
+    """All that a run has learned, as flat pairs."""
+    optimizers = {
+        key: opt.state_dict()["state"]
+        for key, opt in trainer.optimizers_dict.items()
+    }
+    flat = {
+        f"{key} {n} {name}": value
+        for key, of_parameters in optimizers.items()
+        for n, values in of_parameters.items()
+        for name, value in values.items()
+    }
+    model = trainer.gates.model
+    flat.update({"model " + k: v for k, v in model.state_dict().items()})
+    loss = trainer.complexity_loss.state_dict()
+    flat.update({"loss " + k: v for k, v in loss.items()})
+    return {k: torch.as_tensor(v).clone() for k, v in flat.items()}
+
+
+def assert_same(first, second):
+    """Two states, to the bit."""
+    assert first.keys() == second.keys()
+    different = [k for k in first if not torch.equal(first[k], second[k])]
+    assert not different
+
+
+def history(folder):
+    """Lines of gates.jsonl."""
+    with open(folder / "gates.jsonl") as fin:
+        return [json.loads(line) for line in fin]
+
+
+@pytest.fixture(autouse=True)
+def forget_keys():
+    """SpeechBrain 1.1.2 adds to a default argument at each save: slow."""
+    keys = inspect.signature(Checkpointer.save_and_keep_only).parameters
+    keys["importance_keys"].default.clear()
+
+
+# ---- schedule ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gate", models.GATES)
+def test_widths_freeze_and_meet_the_budget(gate, tmp_path):
+    """Learned before freeze_epoch, integer and final from there on."""
+    trainer = fit(brain(tmp_path, gate=gate))
+    assert trainer.widths_are_final
+    lines = history(tmp_path)
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
+    widths = [
+        {k: v for k, v in line.items() if k.startswith("width ")}
+        for line in lines
+    ]
+    assert any(w % 1 for w in widths[1].values())
+    assert widths[2] == widths[3]
+    assert not any(w % 1 for w in widths[3].values())
+    final = trainer.gates.integer_widths()
+    assert widths[3] == {f"width {k}": v for k, v in final.items()}
+    ratio = trainer.gates.cost.ratio(final)
+    assert 0.8 * BUDGET <= ratio <= BUDGET
+    assert lines[3]["macs_ratio"] == pytest.approx(ratio, rel=1e-6)
+    assert lines[3]["macs_per_second"] == (
+        trainer.gates.cost.macs_per_second(final)
+    )
+    assert lines[3]["complexity_weight"] == 0
+
+
+def test_widths_are_learned_before(tmp_path):
+    """They leave the full width well before they are frozen."""
+    trainer = brain(tmp_path, loss={"budget": BUDGET, "freeze_epoch": EPOCHS})
+    fit(trainer)
+    first = [v for k, v in history(tmp_path)[1].items() if "width " in k]
+    sizes = [gate.size for gate in trainer.gates.gates.values()]
+    assert sum(first) < sum(sizes)
+    assert len(first) == len(sizes)
+
+
+def test_the_weight_decides_without_a_budget(tmp_path):
+    """A heavier fixed weight gives a smaller model."""
+    macs = []
+    for weight in (0.0, 3.0):
+        trainer = brain(
+            loss={"weight": weight, "freeze_epoch": FREEZE},
+            gate_opt_class=functools.partial(torch.optim.Adam, lr=0.03),
+        )
+        fit(trainer)
+        widths = trainer.gates.integer_widths()
+        macs.append(trainer.gates.cost.macs(widths))
+    assert macs[1] < 0.9 * macs[0]
+
+
+def test_a_model_without_gates_trains(tmp_path):
+    """The dense twin uses the same Brain."""
+    trainer = fit(brain(tmp_path, layers=[], loss={"budget": 1.0}))
+    assert history(tmp_path)[-1].keys() == {"epoch", "macs_per_second"}
+    trainer.evaluate(dataset(8), min_key="loss", progressbar=False)
+
+
+def test_a_forgotten_complexity_term_is_an_error():
+    """Nothing would bound the widths."""
+
+    class Forgetful(TinyBrain):
+        def compute_objectives(self, predictions, batch, stage):
+            return predictions.square().mean()
+
+    with pytest.raises(RuntimeError, match="complexity_term"):
+        fit(brain(brain_class=Forgetful))
+
+
+def test_a_forgotten_super_call_is_an_error():
+    """Nothing would freeze the widths."""
+
+    class Forgetful(TinyBrain):
+        def on_stage_start(self, stage, epoch=None):
+            pass
+
+    with pytest.raises(RuntimeError, match="on_stage_start"):
+        fit(brain(brain_class=Forgetful))
+
+
+def test_freezing_after_the_end_is_an_error():
+    """Found before training."""
+    loss = {"budget": BUDGET, "freeze_epoch": 5}
+    with pytest.raises(ValueError, match="number_of_epochs = 4.*got 5"):
+        fit(brain(loss=loss))
+
+
+def test_missing_hparams_are_an_error():
+    """Says which key is missing."""
+    with pytest.raises(ValueError, match="'gates'"):
+        GatedBrain({"model": torch.nn.Linear(2, 2)}, None, {})
+
+
+def test_debug_mode():
+    """A few batches and epochs, still with final widths."""
+    loss = {"budget": BUDGET, "freeze_epoch": 30}
+    trainer = fit(brain(loss=loss, epochs=40, debug=True))
+    assert trainer.widths_are_final
+    assert trainer.optimizer_step == 4
+
+
+def test_bfloat16(tmp_path):
+    """Mixed precision trains, freezes and stays finite."""
+    trainer = fit(brain(tmp_path, precision="bf16"))
+    assert trainer.widths_are_final
+    assert all(torch.isfinite(v).all() for v in state(trainer).values())
+
+
+def test_gradient_accumulation():
+    """Widths and dual variable move with the optimizer only."""
+    trainer = brain(grad_accumulation_factor=2)
+    moved = []
+    step = trainer.complexity_loss.step
+    trainer.complexity_loss.step = lambda p: moved.append(p) or step(p)
+    fit(trainer)
+    assert len(moved) == (FREEZE - 1) * STEPS // 2
+    assert trainer.optimizer_step == EPOCHS * STEPS // 2
+    assert moved == sorted(moved) and 0 < moved[0] and moved[-1] <= 1
+
+
+# ---- optimizers -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spare", [False, True])
+def test_gates_have_an_optimizer_of_their_own(spare):
+    """Own rate, and none of the weight decay of the others."""
+    trainer = brain(
+        opt_class=functools.partial(torch.optim.AdamW, weight_decay=0.5),
+        gate_opt_class=functools.partial(torch.optim.SGD, lr=0.0),
+        remove_vector_weight_decay=spare,
+        loss={"weight": 1.0, "freeze_epoch": FREEZE},
+    )
+    trainer.gates.reorders = False
+    trainer.on_fit_start()
+    gates = {id(p) for p in trainer.gates.parameters()}
+    of_weights = [
+        id(p)
+        for group in trainer.optimizer.param_groups
+        for p in group["params"]
+    ]
+    every = {id(p) for p in trainer.modules.parameters()}
+    assert len(of_weights) == len(set(of_weights))
+    assert set(of_weights) == every - gates
+    groups = trainer.gate_optimizer.param_groups
+    assert [group["lr"] for group in groups] == [0.0]
+    assert {id(p) for p in groups[0]["params"]} == gates
+    assert len(trainer.optimizer.param_groups) == (2 if spare else 1)
+    # With a rate of zero nothing else moves the widths
+    before = [p.clone() for p in trainer.gates.parameters()]
+    fit(trainer)
+    expected = [1.0] * len(before)
+    assert [float(p.detach()) for p in before] == expected
+
+
+def test_the_default_rate_of_gates():
+    """Adam with 0.01, whatever the weights have."""
+    trainer = brain(opt_class=functools.partial(torch.optim.SGD, lr=7.0))
+    trainer.on_fit_start()
+    assert type(trainer.gate_optimizer) is torch.optim.Adam
+    assert trainer.gate_optimizer.param_groups[0]["lr"] == 0.01
+
+
+def test_gradients_of_gates_are_clipped():
+    """No step is longer than max_grad_norm times the rate."""
+    trainer = brain(
+        gate_opt_class=functools.partial(torch.optim.SGD, lr=1.0),
+        max_grad_norm=0.01,
+        loss={"weight": 100.0, "freeze_epoch": FREEZE},
+    )
+    steps = []
+    optimizers_step = trainer.optimizers_step
+
+    def watched():
+        before = torch.cat(trainer.gates.parameters()).detach().clone()
+        optimizers_step()
+        after = torch.cat(trainer.gates.parameters()).detach()
+        if not trainer.gates.frozen:
+            steps.append(float((after - before).norm()))
+
+    trainer.optimizers_step = watched
+    fit(trainer)
+    assert max(steps) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_final_widths_get_no_more_steps():
+    """Their optimizer rests from freeze_epoch on."""
+    trainer = brain()
+    counts = []
+
+    def on_stage_end(stage, loss, epoch=None):
+        if stage == sb.Stage.TRAIN:
+            states = trainer.gate_optimizer.state.values()
+            counts.append({float(s["step"]) for s in states})
+
+    trainer.on_stage_end = on_stage_end
+    fit(trainer)
+    assert counts == [{STEPS}, {2 * STEPS}, {2 * STEPS}, {2 * STEPS}]
+
+
+# ---- resuming ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """State and history of runs that nothing stopped."""
+    runs = {}
+    for gate in models.GATES:
+        folder = tmp_path_factory.mktemp(gate)
+        runs[gate] = state(fit(brain(folder, gate=gate))), history(folder)
+    return runs
+
+
+KILLS = [
+    ("batch", 1, 3),
+    ("batch", 2, 1),
+    ("batch", 2, 4),
+    ("end of", "TRAIN", 1),
+    ("end of", "TRAIN", 2),
+    ("start of", "VALID", 2),
+    ("start of", "TRAIN", 3),
+    ("batch", 3, 1),
+    ("batch", 4, 3),
+]
+
+
+@pytest.mark.parametrize(
+    "gate, kill",
+    [("noise", kill) for kill in KILLS]
+    + [("stochastic", kill) for kill in KILLS[::4]],
+    ids=lambda k: k if isinstance(k, str) else "-".join(map(str, k)),
+)
+def test_a_resumed_run_equals_the_uninterrupted_one(
+    uninterrupted, gate, kill, tmp_path
+):
+    """Bit for bit, wherever the process ended, with noise and dropout."""
+    expected, lines = uninterrupted[gate]
+    options = {"gate": gate, "ckpt_interval_steps": 2}
+    trainer = brain(tmp_path, **options)
+    trainer.kill = kill
+    with pytest.raises(Killed):
+        fit(trainer)
+    resumed = fit(brain(tmp_path, seed=77, **options))
+    assert resumed.optimizer_step == EPOCHS * STEPS
+    assert_same(state(resumed), expected)
+    assert history(tmp_path) == lines
+
+
+def test_the_seed_matters():
+    """Otherwise equal runs would show nothing."""
+    first, second = fit(brain(seed=0)), fit(brain(seed=1))
+    weight = "model conv.conv.weight"
+    assert not torch.equal(state(first)[weight], state(second)[weight])
+
+
+# ---- evaluation -------------------------------------------------------------
+
+
+def evaluate(trainer):
+    """Loss on the test set."""
+    return trainer.evaluate(
+        dataset(8),
+        min_key="loss",
+        progressbar=False,
+        test_loader_kwargs={"batch_size": 4},
+    )
+
+
+def test_evaluation_runs_on_the_compacted_model(tmp_path):
+    """Plain and small, in the same and in a new process, same loss."""
+    trainer = fit(brain(tmp_path))
+    gated = trainer.modules.model
+    loss = evaluate(trainer)
+    best = min(
+        checkpoint.meta["loss"]
+        for checkpoint in trainer.checkpointer.list_checkpoints()
+        if "loss" in checkpoint.meta
+    )
+    assert loss == pytest.approx(best, abs=1e-6)
+    later = brain(tmp_path, seed=5)
+    assert evaluate(later) == pytest.approx(loss, abs=1e-6)
+    for model in (trainer.modules.model, later.modules.model):
+        assert model is not gated
+        assert not any(
+            type(m).__module__.startswith("noisegate") for m in model.modules()
+        )
+        assert not model.training
+        params = sum(p.numel() for p in model.parameters())
+        widths = trainer.gates.integer_widths()
+        assert params == trainer.gates.cost.params(widths)
+    # A second evaluation runs on the same model
+    compacted = trainer.modules.model
+    assert evaluate(trainer) == loss
+    assert trainer.modules.model is compacted
+
+
+def test_evaluation_needs_final_widths(tmp_path):
+    """A checkpoint from before freezing does not meet the budget."""
+    trainer = brain(tmp_path)
+    trainer.kill = ("start of", "TRAIN", 2)
+    with pytest.raises(Killed):
+        fit(trainer)
+    with pytest.raises(RuntimeError, match="widths are not final"):
+        evaluate(trainer)
+    with pytest.raises(RuntimeError, match="widths are not final"):
+        evaluate(brain(tmp_path))
+
+
+def test_the_best_checkpoint_has_final_widths(tmp_path):
+    """Those from before have no criterion and are never chosen."""
+    trainer = fit(brain(tmp_path))
+    found = trainer.checkpointer.find_checkpoint(min_key="loss")
+    assert found.meta["loss"] > 0
+    fresh = brain(tmp_path, seed=3)
+    fresh.checkpointer.load_checkpoint(found)
+    assert fresh.gates.frozen
+
+
+# ---- many processes ---------------------------------------------------------
+
+FROZEN = {"conv": 9, "rnn": 7, "hidden": 5}
+SGD = functools.partial(torch.optim.SGD, lr=0.1)
+
+
+def frozen_brain(**options):
+    """No noise, no dropout, plain gradient descent."""
+    trainer = brain(
+        dropout=0.0,
+        opt_class=SGD,
+        epochs=2,
+        loss={"budget": 1.0},
+        sorting="ascending",
+        **options,
+    )
+    trainer.gates.freeze(FROZEN)
+    return trainer
+
+
+def free_port():
+    """A port that nobody listens on."""
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return s.getsockname()[1]
+
+
+def worker(rank, port, folder):
+    """One of two processes: two runs, of which it keeps the states."""
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE="2",
+        MASTER_ADDR="localhost",
+        MASTER_PORT=str(port),
+    )
+    run_opts = {"distributed_launch": True, "distributed_backend": "gloo"}
+    sb.utils.distributed.ddp_init_group(run_opts)
+    result = {}
+    for gate in models.GATES:
+        trainer = brain(folder / gate, gate=gate, **run_opts)
+        # As after the loading of hparams: each process draws its own noise
+        torch.manual_seed(rank)
+        fit(trainer)
+        result[gate] = state(trainer)
+        result[gate + " loss"] = evaluate(trainer)
+        result[gate + " next"] = torch.rand(3)
+    result["frozen"] = state(
+        fit(frozen_brain(**run_opts), BATCH // 2, shuffle=False)
+    )
+    torch.save(result, folder / f"rank{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What two processes have learned."""
+    folder = tmp_path_factory.mktemp("ddp")
+    for gate in models.GATES:
+        (folder / gate).mkdir()
+    mp.spawn(worker, args=(free_port(), folder), nprocs=2)
+    return folder, [torch.load(folder / f"rank{r}.pt") for r in (0, 1)]
+
+
+@pytest.mark.parametrize("gate", models.GATES)
+def test_processes_agree(ranks, gate):
+    """Parameters, widths and dual weight are equal in all of them."""
+    folder, (first, second) = ranks
+    ours = {
+        key: value
+        for key, value in first[gate].items()
+        if not key.endswith((".variance", ".n_updates"))
+    }
+    assert_same(ours, {key: second[gate][key] for key in ours})
+    assert len(history(folder / gate)) == EPOCHS
+    # Though they drew different noise
+    assert not torch.equal(first[gate + " next"], second[gate + " next"])
+
+
+def test_two_processes_equal_one_with_twice_the_batch(ranks):
+    """Gradients are averaged as without gates."""
+    _, (first, second) = ranks
+    alone = state(fit(frozen_brain(), BATCH, shuffle=False))
+    before = {
+        "model " + k: v.clone()
+        for k, v in frozen_brain().gates.model.state_dict().items()
+    }
+    compared = 0
+    for key, value in alone.items():
+        if not key.startswith("model ") or "tap" in key:
+            continue
+        for rank in (first, second):
+            torch.testing.assert_close(
+                rank["frozen"][key], value, rtol=0, atol=1e-5
+            )
+        compared += not torch.equal(value, before[key])
+    assert compared > 8

@@ -363,6 +363,28 @@ def test_statistics_follow_the_data():
     assert torch.equal(before, tap.variance)
 
 
+def test_noise_has_the_deviation_of_the_features():
+    """What a layer reads at the edge varies as it did, at any scale."""
+    torch.manual_seed(0)
+    net = Sequential(
+        first=Linear(n_neurons=4, input_size=4, bias=False),
+        out=Linear(n_neurons=1, input_size=4),
+    )
+    with torch.no_grad():
+        net.first.w.weight.copy_(5 * torch.eye(4))
+    gates = Gates(net, input_shape=[1, 9, 4])
+    gates.gates["first"].set_width(2.5)
+    seen = []
+    net.out.w.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    net.train()
+    for _ in range(60):
+        net(torch.randn(40, 20, 4))
+    deviation = torch.cat(seen[20:]).detach().flatten(0, 1).std(0)
+    torch.testing.assert_close(
+        deviation[:3], torch.full((3,), 5.0), rtol=0.05, atol=0
+    )
+
+
 def test_usefulness_decides_the_order():
     """Channels that the next layer ignores are the first to close."""
     torch.manual_seed(0)

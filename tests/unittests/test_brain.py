@@ -19,6 +19,7 @@ from speechbrain.nnet.RNN import GRU
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter
 
+import noisegate.brain
 from noisegate.attach import Gates
 from noisegate.brain import GatedBrain
 from noisegate.cost import ComplexityLoss
@@ -188,6 +189,14 @@ def history(folder):
         return [json.loads(line) for line in fin]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def short_runs():
+    """Channels are ranked often enough to happen in these runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(noisegate.brain, "_REORDER_STEPS", 3)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def forget_keys():
     """SpeechBrain 1.1.2 adds to a default argument at each save: slow."""
@@ -231,6 +240,25 @@ def test_widths_are_learned_before(tmp_path):
     sizes = [gate.size for gate in trainer.gates.gates.values()]
     assert sum(first) < sum(sizes)
     assert len(first) == len(sizes)
+
+
+@pytest.mark.parametrize("reorder", [True, False])
+def test_channels_are_ranked_while_widths_are_learned(reorder):
+    """By the use that is made of them, if asked for."""
+    trainer = brain()
+    trainer.gates.reorders = reorder
+    ranks = []
+
+    def on_fit_batch_end(*args):
+        GatedBrain.on_fit_batch_end(trainer, *args)
+        gate = trainer.gates.gates["conv"]
+        ranks.append(gate.rank.tolist())
+
+    trainer.on_fit_batch_end = on_fit_batch_end
+    fit(trainer)
+    changes = [n for n in range(1, len(ranks)) if ranks[n] != ranks[n - 1]]
+    # Steps 3 and 6; widths freeze before step 9
+    assert changes == ([2, 5] if reorder else [])
 
 
 def test_the_weight_decides_without_a_budget(tmp_path):
@@ -543,6 +571,7 @@ def free_port():
 def worker(rank, port, folder):
     """One of two processes: two runs, of which it keeps the states."""
     torch.set_num_threads(1)
+    noisegate.brain._REORDER_STEPS = 3
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),

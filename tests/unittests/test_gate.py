@@ -209,9 +209,9 @@ def test_the_width_stays_in_its_bounds(kind):
     for value in (-100.0, 100.0):
         with torch.no_grad():
             next(gate.parameters()).fill_(value)
-        assert 4 <= float(gate.width()) <= 8
+        assert 4 <= float(gate.width().detach()) <= 8
         gate.clamp()
-        assert 4 <= float(gate.width()) <= 8
+        assert 4 <= float(gate.width().detach()) <= 8
         assert 4 <= gate.integer_width() <= 8
     if kind is NoiseGate:
         with torch.no_grad():
@@ -308,9 +308,8 @@ def test_the_initial_width():
 def test_reordering_moves_what_is_closed():
     """The least useful channels go first, their number stays."""
     gate = NoiseGate(6)
+    gate.reorder(torch.tensor([0.1, 5.0, 0.2, 4.0, 3.0, 0.3]))
     gate.set_width(3)
-    usefulness = torch.tensor([0.1, 5.0, 0.2, 4.0, 3.0, 0.3])
-    gate.reorder(usefulness)
     assert gate.open_channels().tolist() == [1, 3, 4]
     assert sorted(gate.rank.tolist()) == list(range(6))
     assert gate.rank[1] == 0 and gate.rank[0] == 5
@@ -329,13 +328,52 @@ def test_equally_useful_channels_keep_their_order():
 def test_the_edge_follows_the_order():
     """The noise is in the channel that the rank puts at the edge."""
     gate = NoiseGate(4, ramp=1)
-    gate.set_width(2.5)
     gate.reorder(torch.tensor([1.0, 4.0, 2.0, 3.0]))
+    gate.set_width(2.5)
     x = torch.randn(10, 4)
     y = passes(gate, x)
     assert torch.equal(y[:, [1, 3]], x[:, [1, 3]])
     assert (y[:, 0] == 0).all()
     assert (y[:, 2] != x[:, 2]).all() and (y[:, 2] != 0).all()
+
+
+@pytest.mark.parametrize("width", [1.0, 3.0, 4.5, 8.0])
+@pytest.mark.parametrize("ramp", [1.0, 3.0])
+def test_reordering_changes_nothing_now(width, ramp):
+    """Only open channels are ranked: output and gradient stay, to the bit."""
+    torch.manual_seed(0)
+    gate = NoiseGate(8, ramp=ramp)
+    gate.reorder(torch.rand(8))
+    gate.set_width(width)
+    x = torch.randn(5, 8)
+
+    def outcome():
+        results = []
+        for training in (True, False):
+            torch.manual_seed(1)
+            gate.zero_grad()
+            y = passes(gate.train(training), x)
+            results += [y.detach().clone()]
+            if y.requires_grad:
+                y.square().sum().backward()
+                results += [gate.kappa.grad.clone()]
+        return results
+
+    before, ranks = outcome(), gate.rank.clone()
+    gate.reorder(torch.rand(8))
+    for old, new in zip(before, outcome()):
+        assert torch.equal(old, new)
+    assert sorted(gate.rank.tolist()) == list(range(8))
+    closed = ranks >= int(width)
+    assert torch.equal(gate.rank[closed], ranks[closed])
+
+
+def test_reordering_brings_the_least_useful_to_the_edge():
+    """Of the open channels; closed ones stay, however useful."""
+    gate = NoiseGate(6, ramp=1)
+    gate.set_width(4)
+    gate.reorder(torch.tensor([1.0, 4.0, 2.0, 3.0, 9.0, 8.0]))
+    assert gate.rank.tolist() == [3, 0, 2, 1, 4, 5]
 
 
 def test_a_frozen_gate_is_not_reordered():
@@ -421,8 +459,8 @@ def test_state_is_kept(kind, frozen):
     """Width, order and freezing survive saving and loading."""
     torch.manual_seed(0)
     gate, other = kind(8), kind(8)
-    gate.set_width(4.5)
     gate.reorder(torch.rand(8))
+    gate.set_width(4.5)
     if kind is StochasticGate:
         with torch.no_grad():
             gate.log_alpha.add_(torch.randn(8))

@@ -1,0 +1,169 @@
+"""Runs the VAD recipe as a user would: train.py in a process of its own."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "recipes" / "VAD"
+sys.path.insert(0, str(RECIPE))
+
+from embedded_corpus import make_corpus  # noqa: E402
+
+with open(ROOT / "tests" / "recipes" / "VAD.csv", encoding="utf-8") as table:
+    ROWS = list(csv.DictReader(table))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A small generated corpus."""
+    folder = tmp_path_factory.mktemp("corpus") / "embedded"
+    make_corpus(str(folder), n_speakers=6, utterances_per_speaker=2)
+    return folder
+
+
+def run(hparams, output, corpus, *overrides, launcher=()):
+    """Runs train.py; returns the finished process."""
+    command = [
+        sys.executable,
+        *launcher,
+        "train.py",
+        str(hparams),
+        f"--data_folder={corpus}",
+        "--layout=embedded",
+        f"--output_folder={output}",
+        "--noprogressbar",
+        *overrides,
+    ]
+    if not any("feature_cache" in override for override in overrides):
+        command.append(f"--feature_cache={corpus.parent / 'features'}")
+    return subprocess.run(
+        command,
+        cwd=RECIPE,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["Hparam_file"][20:])
+def test_every_row_runs_with_debug(row, corpus, tmp_path):
+    """Each YAML trains, meets its budget, compacts and tests."""
+    out = run(ROOT / row["Hparam_file"], tmp_path, corpus, "--debug")
+    assert out.returncode == 0, out.stderr[-3000:]
+    files = row["test_debug_checks"].partition("=[")[2].rstrip("]")
+    for name in files.split(","):
+        assert (tmp_path / name).stat().st_size > 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    limit = result["budget"] * result["macs_per_second_full"]
+    assert result["macs_per_second"] <= 1.01 * limit
+    assert 0 <= result["test"]["EER"] <= 100
+    compact = (tmp_path / "compact" / "hyperparams.yaml").read_text()
+    assert "noisegate" not in compact.partition("\n")[2]
+
+
+def test_published_variant_gates_the_mel_bands_alone(corpus, tmp_path):
+    """--gate_layers=[features] leaves all other widths as they are."""
+    out = run(
+        "hparams/transformer_gated.yaml",
+        tmp_path,
+        corpus,
+        "--debug",
+        "--gate_layers=[features]",
+        "--ramp=1",
+        "--reorder=False",
+        "--budget=0.5",
+    )
+    assert out.returncode == 0, out.stderr[-3000:]
+    widths = json.loads((tmp_path / "result.json").read_text())["widths"]
+    assert widths.pop("features") in range(4, 80, 4)
+    assert widths == {"enc1.pos_ffn": 88, "enc2.pos_ffn": 88, "out": 1}
+
+
+def test_mixing_on_the_fly(corpus, tmp_path):
+    """Without cache the compacted front-end makes the open bands itself."""
+    out = run(
+        "hparams/crnn_gated.yaml",
+        tmp_path,
+        corpus,
+        "--debug",
+        "--feature_cache=null",
+        "--random_mix=True",
+        "--precision=bf16",
+    )
+    assert out.returncode == 0, out.stderr[-3000:]
+    assert (tmp_path / "result.json").exists()
+
+
+def test_two_processes(corpus, tmp_path):
+    """Under torchrun there is one result, and it meets the budget."""
+    launcher = ["-m", "torch.distributed.run", "--standalone"]
+    launcher += ["--nproc_per_node=2"]
+    out = run(
+        "hparams/crnn_gated.yaml",
+        tmp_path,
+        corpus,
+        "--debug",
+        "--distributed_backend=gloo",
+        "--device=cpu",
+        launcher=launcher,
+    )
+    assert out.returncode == 0, out.stderr[-3000:]
+    result = json.loads((tmp_path / "result.json").read_text())
+    limit = result["budget"] * result["macs_per_second_full"]
+    assert result["macs_per_second"] <= 1.01 * limit
+
+
+def test_finished_result_is_kept(corpus, tmp_path):
+    """A second call does not train again or touch the result."""
+    (tmp_path / "result.json").write_text("{}")
+    out = run("hparams/crnn.yaml", tmp_path, corpus)
+    assert out.returncode == 0
+    assert "finished" in out.stderr + out.stdout
+    assert (tmp_path / "result.json").read_text() == "{}"
+    assert not (tmp_path / "save").exists()
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("--gate_layers=[conv9]", "'conv9' names no group"),
+        ("--gate_layers=[out]", "out is the output of the model"),
+        ("--budget=0.001", "out of reach"),
+        ("--kappa_min=1.5", "kappa_min must be in (0, 1], got 1.5"),
+        ("--freeze_epoch=99", "freeze_epoch must be in [2, number_of_epochs"),
+        ("--data_folder=nowhere", "nowhere"),
+        ("--random_mix=True", "random_mix"),
+    ],
+)
+def test_wrong_values_are_clear_errors(corpus, tmp_path, override, message):
+    """The error names what is wrong, and no result appears."""
+    out = run("hparams/crnn_gated.yaml", tmp_path, corpus, override)
+    assert out.returncode != 0
+    assert message in out.stderr
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_unreadable_audio_is_named_before_training(corpus, tmp_path):
+    """A truncated file stops the run, or is left out if asked for."""
+    broken = tmp_path / "embedded"
+    subprocess.run(["cp", "-r", str(corpus), str(broken)], check=True)
+    victim = sorted(broken.glob("**/*.flac"))[0]
+    victim.write_bytes(victim.read_bytes()[:50])
+    out = run("hparams/crnn.yaml", tmp_path / "a", broken, "--debug")
+    assert out.returncode != 0 and victim.name in out.stderr
+    assert "going into epoch" not in out.stderr.lower()
+    out = run(
+        "hparams/crnn.yaml",
+        tmp_path / "b",
+        broken,
+        "--debug",
+        "--skip_bad_files=True",
+    )
+    assert out.returncode == 0, out.stderr[-3000:]

@@ -26,6 +26,32 @@ _STATISTICS_MOMENTUM = 0.05
 _STATISTICS_STRIDE = 4  # frames between those that update the statistics
 
 
+def spread_ranks(size):
+    """Ranks neighbouring channels such that the first ones lie far apart.
+
+    The channels of the lowest ranks are spread over all of them, whatever
+    their number (bit reversal, the van der Corput sequence).
+
+    Arguments
+    ---------
+    size : int
+        Number of channels.
+
+    Returns
+    -------
+    torch.Tensor
+        Rank of each channel (size,).
+
+    Example
+    -------
+    >>> spread_ranks(8).tolist()
+    [0, 4, 2, 6, 1, 5, 3, 7]
+    """
+    bits = max(1, (size - 1).bit_length())
+    reversed_index = [int(f"{i:0{bits}b}"[::-1], 2) for i in range(size)]
+    return torch.argsort(torch.argsort(torch.tensor(reversed_index)))
+
+
 class Tap(torch.nn.Module):
     """Gates the features that a layer reads.
 
@@ -275,7 +301,9 @@ class Gates:
         Integer widths are multiples of this (and of what the model asks for).
     reorder : bool
         Whether open channels are ranked every few steps by how much they are
-        used; False keeps their order (the published form).
+        used, and mel bands such that any number of them is spread over the
+        spectrum; False keeps the order of the channels (the published form,
+        in which the lowest bands stay).
     segment_s : float
         Seconds of audio that are processed at once; costs refer to it.
     sample_rate : int
@@ -375,6 +403,8 @@ class Gates:
         return [group for group in free if group in selected]
 
     def _attach(self, group, gate):
+        if group.name == FEATURES and self.reorders:
+            gate.rank.copy_(spread_ranks(gate.size))
         steps = math.ceil(group.min_width / gate.granularity)
         gate.min_width = max(gate.min_width, steps * gate.granularity)
         self.gates[group.name] = gate
@@ -461,10 +491,16 @@ class Gates:
             gate.clamp()
 
     def reorder(self):
-        """Ranks the channels of each group by how much they are used."""
+        """Ranks the channels of each group by how much they are used.
+
+        Mel bands are left out: the order of :func:`spread_ranks` keeps the
+        spectrum covered.
+        """
         if not self.reorders:
             return
         for name, gate in self.gates.items():
+            if name == FEATURES:
+                continue
             gate.reorder(
                 sum(
                     tap.usefulness(layer)

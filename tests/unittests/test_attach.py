@@ -17,7 +17,7 @@ from speechbrain.nnet.normalization import LayerNorm
 from speechbrain.nnet.RNN import GRU
 
 from noisegate import layers
-from noisegate.attach import Gates, Tap
+from noisegate.attach import Gates, Tap, spread_ranks
 from noisegate.gate import NoiseGate, StochasticGate
 from tests.unittests import models
 
@@ -293,11 +293,12 @@ def test_closed_features_do_not_matter():
     gates.freeze(models.random_widths(gates, 3))
     for training in (False, True):
         gates.model.train(training)
-        closed = gates.gates["features"].frozen
+        closed = torch.ones(80, dtype=torch.bool)
+        closed[gates.gates["features"].open_channels()] = False
         other = x.clone()
-        other[..., closed:] = 1e3 * torch.randn(2, 21, 80 - closed)
+        other[..., closed] = 1e3 * torch.randn(2, 21, int(closed.sum()))
         assert torch.equal(gates.model(x), gates.model(other))
-        other[..., :closed] += 1
+        other[..., ~closed] += 1
         assert not torch.equal(gates.model(x), gates.model(other))
 
 
@@ -477,3 +478,24 @@ def test_taps_are_where_features_are_read():
         "hidden.w": gates.gates["rnn"],
         "out.w": gates.gates["hidden"],
     }
+
+
+@pytest.mark.parametrize("size", [1, 2, 23, 64, 80])
+def test_spread_ranks_cover_all_channels(size):
+    """Any number of first channels leaves no gap over twice the even one."""
+    ranks = spread_ranks(size)
+    assert sorted(ranks.tolist()) == list(range(size))
+    for width in range(2, size):
+        kept = (ranks < width).nonzero().flatten()
+        assert int(kept.diff().max()) <= 2 * math.ceil(size / width)
+
+
+def test_order_of_mel_bands():
+    """Bands are spread and stay so; the published form keeps the lowest."""
+    for reorder in (True, False):
+        gates = models.gated("crnn", reorder=reorder)
+        gates.reorder()
+        gate = gates.gates["features"]
+        gate.freeze(20)
+        lowest = torch.equal(gate.open_channels(), torch.arange(20))
+        assert lowest is not reorder

@@ -28,6 +28,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
 HERE = Path(__file__).parent
+RANGES = [name for name, _, _ in SNR_RANGES]
 METHODS = {
     "dense": "dense",
     "gated": "noise gates",
@@ -151,7 +152,7 @@ def results_table(rows, latency):
     order = list(METHODS)
     headings = ["model", "budget", "n", "MACs/s (M)", "of dense"]
     headings += ["parameters", "latency (ms/s)", "EER (%)"]
-    headings += [f"{name} dB" for name in SNR_RANGES]
+    headings += [f"{name} dB" for name in RANGES]
     cells = []
     keys = sorted(rows, key=lambda k: (k[0], -k[2], order.index(k[1])))
     for model, method, budget in keys:
@@ -175,7 +176,7 @@ def results_table(rows, latency):
                 _spread([r["test"]["EER"] for r in runs]),
                 *(
                     _spread([r["test"][f"EER {name}"] for r in runs], 1)
-                    for name in SNR_RANGES
+                    for name in RANGES
                 ),
             ]
         )
@@ -188,7 +189,7 @@ def published_table():
     with open(path, encoding="utf-8") as fin:
         rows = list(csv.DictReader(fin))
     headings = ["model", "kappa_min", "mel bands", "parameters", "MFLOPs"]
-    headings += ["EER (%)", *(f"{name} dB" for name in SNR_RANGES)]
+    headings += ["EER (%)", *(f"{name} dB" for name in RANGES)]
     keys = ["model", "min_kappa", "mel_bands", "params", "mflops"]
     keys += ["eer_percent", "lt_5db", "5_15db", "15_25db", "ge_25db"]
     return markdown(headings, [[row[key] for key in keys] for row in rows])

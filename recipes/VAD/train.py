@@ -247,7 +247,7 @@ if __name__ == "__main__":
 
     result_file = os.path.join(hparams["output_folder"], "result.json")
     if os.path.exists(result_file):
-        logger.info(f"{result_file} exists: this run is finished")
+        logger.warning(f"{result_file} exists: this run is finished")
         sys.exit(0)
 
     sb.create_experiment_directory(

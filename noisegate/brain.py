@@ -94,6 +94,17 @@ class _ProgressBar(tqdm):
         super().set_postfix(*args, macs=self._macs(), **kwargs)
 
 
+def _unwrap(module):
+    """The module inside the wrappers of DDP and torch.compile."""
+    while True:
+        if hasattr(module, "_orig_mod"):
+            module = module._orig_mod
+        elif isinstance(module, torch.nn.parallel.DistributedDataParallel):
+            module = module.module
+        else:
+            return module
+
+
 class GatedBrain(sb.Brain):
     """Trains weights and widths together, then evaluates the cut model.
 
@@ -329,11 +340,20 @@ class GatedBrain(sb.Brain):
                 f"{self.freeze_epoch} at least"
             )
         model, features = compact(self.gates)
-        plain = [(self.gates.model, model), (self.gates.features, features)]
+        # Without the wrappers of DDP and compilation, which evaluation does
+        # not need and which cannot be saved
         for key, module in list(self.modules.items()):
-            for gated, cut in plain:
-                if getattr(module, "module", module) is gated:
-                    self.modules[key] = cut.to(self.device)
+            module = _unwrap(module)
+            if module is self.gates.model:
+                module = model.to(self.device)
+            elif features is not None and module is self.gates.features:
+                module = features.to(self.device)
+            self.modules[key] = module
+        if model not in self.modules.values():
+            raise RuntimeError(
+                "the gated model is no entry of modules, so the compacted one "
+                f"cannot take its place; modules: {list(self.modules)}"
+            )
         self._compacted = True
 
     def open_features(self, feats):

@@ -2,6 +2,7 @@
 """Speed of gated training steps and of compacted models, as ratios.
 
 > python benchmarks/speed.py [--device cpu] [--threads 1] [--rounds 20]
+> python benchmarks/speed.py --table README.md   # from the figures on disk
 
 Everything that is compared is timed in turn within this one process; the
 ratio of a pair is the median over rounds of the ratio within the round.
@@ -15,6 +16,7 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,6 +28,7 @@ from noisegate.compact import compact, save_compact
 
 ROOT = Path(__file__).parents[1]
 HPARAMS = ROOT / "recipes" / "VAD" / "hparams"
+RESULTS = ROOT / "benchmarks" / "results"
 FRAMES, BATCH = 401, 16
 
 
@@ -144,12 +147,34 @@ def latencies(model, rounds, device):
         )
 
 
+def write_table(readme):
+    """Writes the figures on disk into the block "speed" of a Markdown file."""
+    sys.path.insert(0, str(HPARAMS.parent))
+    from report import NAMES, fill_readme, markdown
+
+    rows = []
+    for path in sorted(RESULTS.glob("speed_*.json")):
+        report = json.loads(path.read_text(encoding="utf-8"))
+        for model, label in NAMES.items():
+            for what, figures in report[model].items():
+                for name, value in figures.items():
+                    row = [report["device"], label, what, name]
+                    row += [f"{value['ms']:.1f}", f"{value['ratio']:.2f}"]
+                    rows.append(row)
+    headings = ["device", "model", "what", "variant", "ms", "ratio"]
+    fill_readme(Path(readme), speed=markdown(headings, rows))
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
+    parser.add_argument("--table", metavar="README")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=20)
     args = parser.parse_args()
+    if args.table:
+        write_table(args.table)
+        sys.exit()
     torch.set_num_threads(args.threads)
     report = {
         "device": args.device,
@@ -169,5 +194,5 @@ if __name__ == "__main__":
                     f"{name:12} {what:14} {row:24} {value['ms']:8.1f} ms "
                     f"ratio {value['ratio']:.3f}"
                 )
-    out = ROOT / "benchmarks" / "results" / f"speed_{args.device}.json"
+    out = RESULTS / f"speed_{args.device}.json"
     out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

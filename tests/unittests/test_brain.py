@@ -519,6 +519,25 @@ def test_evaluation_runs_on_the_compacted_model(tmp_path):
     assert trainer.modules.model is compacted
 
 
+def test_a_compiled_model_is_compacted(tmp_path):
+    """The plain model takes the place of torch.compile's wrapper."""
+    trainer = fit(brain(tmp_path))
+    plain = evaluate(trainer)
+    later = brain(tmp_path)
+    later.modules["model"] = torch.compile(later.modules.model, backend="eager")
+    assert evaluate(later) == plain
+    assert type(later.modules.model) is Sequential
+
+
+def test_the_gated_model_must_be_in_modules(tmp_path):
+    """Otherwise the evaluation would run on something else."""
+    fit(brain(tmp_path))
+    later = brain(tmp_path)
+    later.modules["model"] = torch.nn.Identity()
+    with pytest.raises(RuntimeError, match="no entry of modules"):
+        evaluate(later)
+
+
 def test_evaluation_needs_final_widths(tmp_path):
     """A checkpoint from before freezing does not meet the budget."""
     trainer = brain(tmp_path)

@@ -4,9 +4,10 @@
 > python run_table.py --data_folder=/path/to/speech
       --noise_folder=/path/to/noise --layout=barista_esc10 --runs=runs
 
-Each cell is one call of train.py. A cell that is finished is not run again,
-one that was interrupted is resumed: the command can be stopped and repeated
-at any time. Figures of finished cells are copied to results/<layout>.
+Each cell is one call of train.py. Figures of finished cells are copied to
+results/<layout>; a cell whose figures are there is not run again (delete them
+to run it anew), one that was interrupted is resumed: the command can be
+stopped and repeated at any time.
 
 Authors
  * The noisegate developers, 2026
@@ -81,6 +82,9 @@ def run_cell(arguments, name, hparams, overrides, stop):
     """Runs one cell and copies its figures; returns whether it finished."""
     if stop.is_set():
         return False
+    target = HERE / "results" / arguments.layout
+    if (target / f"{name}.json").exists():
+        return True
     runs = Path(arguments.runs).resolve() / arguments.layout
     folder = runs / name
     command = [
@@ -110,14 +114,14 @@ def run_cell(arguments, name, hparams, overrides, stop):
     if code:
         print(f"{name}: failed, see {folder / 'stdout.txt'}", flush=True)
         return False
-    target = HERE / "results" / arguments.layout
     target.mkdir(parents=True, exist_ok=True)
-    shutil.copy(folder / "result.json", target / f"{name}.json")
     if hparams.endswith(("_gated", "_stochastic")):
         shutil.copy(folder / "gates.jsonl", target / f"{name}.gates.jsonl")
     shutil.copy(
         folder / "compact" / "hyperparams.yaml", target / f"{name}.yaml"
     )
+    # Last, because it says that the cell is finished
+    shutil.copy(folder / "result.json", target / f"{name}.json")
     print(f"{name}: done", flush=True)
     return True
 

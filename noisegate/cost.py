@@ -238,7 +238,7 @@ class CostModel:
                     factor = _norm_size(layer) // group.size
                 ports[port.layer, port.role] = (group.name, factor)
         self._layers = []  # (path, layer, formula, in, out, calls)
-        calls = self._run(model, ports, example, features)
+        calls = self._run(model, example, features)
         if features is not None:
             frames = {"positions": calls.pop(FEATURES)}
             bins = features.compute_fbanks.n_stft
@@ -251,8 +251,9 @@ class CostModel:
             read = read or layer.weight.shape[1]
             made = ports.get((path, "out")) or read
             self._layers.append((path, layer, formula, read, made, recorded))
+        self._full_macs = self.macs()  # asked for at every step
 
-    def _run(self, model, ports, example, features):
+    def _run(self, model, example, features):
         """One evaluation pass that records what the formulas need."""
         calls, handles = {}, []
 
@@ -392,7 +393,7 @@ class CostModel:
         float or torch.Tensor
             In (0, 1].
         """
-        return self.macs(widths) / self.macs()
+        return self.macs(widths) / self._full_macs
 
 
 class ComplexityLoss(torch.nn.Module):

@@ -299,9 +299,19 @@ class NoiseGate(Gate):
     """
 
     def __init__(
-        self, size, kappa_min=0.0625, granularity=1, ramp=4.0, kappa_init=1.0
+        self,
+        size,
+        kappa_min=0.0625,
+        granularity=1,
+        ramp=4.0,
+        kappa_init=1.0,
+        ramp_final=None,
+        truncation=0.0,
+        noise="feature",
     ):
         super().__init__(size, kappa_min, granularity)
+        self.ramp_initial, self.ramp_final = ramp, ramp_final
+        self.truncation, self.noise = truncation, noise
         if ramp < 1:
             raise ValueError(f"ramp must be at least 1, got {ramp}")
         if not self.min_width <= kappa_init * size <= size:
@@ -333,11 +343,32 @@ class NoiseGate(Gate):
         """Sets the width, a number in [min_width, size]."""
         self.kappa.fill_(width / self.size)
 
+    def anneal(self, progress):
+        """Moves the ramp to its final value, geometrically."""
+        if self.ramp_final is not None:
+            ratio = self.ramp_final / self.ramp_initial
+            self.ramp = self.ramp_initial * ratio ** min(1.0, progress)
+
+    def _scale(self, std):
+        """Standard deviation of the noise, one value per channel."""
+        if self.noise == "layer":
+            return std.square().mean().sqrt().expand_as(std)
+        if self.noise == "unit":
+            return torch.ones_like(std)
+        if self.noise == "none":
+            return torch.zeros_like(std)
+        return std
+
     def refresh(self):
         """Finds the channels at the edge; see the base class."""
         self.edge = None
         if not self.training or self.frozen is not None:
             return self._refresh_hard()
+        if self.truncation and float(torch.rand(())) < self.truncation:
+            width = float(self.width().detach()) - self.min_width
+            width = self.min_width + width * float(torch.rand(()))
+            self.mask = (self.rank < round(width)).to(torch.float32)
+            return
         gate = (self.width() - self.rank - 1) / self.ramp + 1
         partial = (gate > 0) & (gate < 1)
         if bool((gate >= 1).all()):
@@ -369,6 +400,7 @@ class NoiseGate(Gate):
         y = super().mix(x, std, dim, index)
         if self.mask is None or self.edge is None:
             return y
+        std = self._scale(std)
         edge, gate, partial = self.edge
         if index is not None:
             features = partial[index].nonzero().flatten()

@@ -33,7 +33,7 @@ TRIES = {
     "gated": ("gate_lr", (0.003, 0.01, 0.03)),
     "stochastic": ("gate_lr", (0.03, 0.1, 0.3)),
     "pruned": ("freeze_epoch", (15, 30, 45)),
-    "dense": ("batch_size", (2, 4, 8)),
+    "dense": ("lr_final", (0.00003, 0.0001, 0.001)),
 }
 LEARNING_RATES = (0.005, 0.015, 0.03)
 TEACHER_WIDTHS = (2, 4, 8, 16, 24, 48)

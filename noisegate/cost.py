@@ -463,8 +463,8 @@ class ComplexityLoss(torch.nn.Module):
         weight=None,
         initial_weight=0.05,
         dual_lr=0.1,
-        damping=10.0,
-        tighten=0.7,
+        damping=3.0,
+        tighten=0.8,
         freeze_epoch=2,
     ):
         super().__init__()

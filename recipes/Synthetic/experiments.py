@@ -170,6 +170,8 @@ def teacher_cells():
     """(a): the error of each method at the width of the teacher."""
     for seed in SEEDS:
         for problem, overrides in teacher_problems():
+            if not overrides["label_noise"]:  # what the error refers to
+                continue
             width = overrides["teacher_widths"][0]
             for method in METHODS:
                 sizes = {"budget": width / FULL}
@@ -260,24 +262,24 @@ ABLATION = {
     "default": {},
     **{f"ramp {v}": {"ramp": v} for v in (1.0, 2.0, 8.0, 16.0)},
     "ramp 8 to 1": {"ramp": 8.0, "ramp_final": 1.0},
-    "ramp 4 to 1": {"ramp": 4.0, "ramp_final": 1.0},
     "no reordering": {"reorder": False},
     "no reordering, ramp 1 (published)": {"reorder": False, "ramp": 1.0},
     "truncation 0.5": {"truncation": 0.5},
     "truncation 0.5, no reordering": {"truncation": 0.5, "reorder": False},
     **{f"gate_lr {v}": {"gate_lr": v} for v in (0.003, 0.03)},
     **{f"noise: {v}": {"noise": v} for v in ("layer", "unit", "none")},
-    **{f"freeze_epoch {v}": {"freeze_epoch": v} for v in (15, 45)},
-    **{f"kappa_init {v}": {"kappa_init": v} for v in (0.75, 0.5)},
-    **{f"dual_lr {v}": {"dual_lr": v} for v in (0.01, 0.03, 0.3)},
-    **{f"damping {v}": {"damping": v} for v in (0.0, 3.0, 30.0)},
-    **{f"tighten {v}": {"tighten": v} for v in (0.25, 0.75, 1.0)},
+    **{f"freeze_epoch {v}": {"freeze_epoch": v} for v in (15, 30)},
+    "kappa_init 0.5": {"kappa_init": 0.5},
+    **{f"dual_lr {v}": {"dual_lr": v} for v in (0.01, 0.3)},
+    **{f"damping {v}": {"damping": v} for v in (0.0, 10.0)},
+    **{f"tighten {v}": {"tighten": v} for v in (0.25, 0.8)},
 }
+ABLATION_SEEDS = SEEDS[:3]
 
 
 def ablation_cells():
     """Each setting changed, on two layers and on decaying features."""
-    for seed in SEEDS:
+    for seed in ABLATION_SEEDS:
         for change, overrides in ABLATION.items():
             for widths in LAYER_WIDTHS:
                 yield (

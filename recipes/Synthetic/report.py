@@ -19,6 +19,7 @@ import matplotlib
 import numpy as np
 from experiments import (
     ABLATION,
+    ABLATION_SEEDS,
     DECAY_WIDTHS,
     FULL,
     LAYER_WIDTHS,
@@ -304,7 +305,7 @@ def ablation_table():
     least, most = math.inf, 0.0
     for change in ABLATION:
         ratios, errors = [], []
-        for seed in SEEDS:
+        for seed in ABLATION_SEEDS:
             logs = []
             for problem, budget in ablation_problems():
                 result = results[f"{change}_{problem}_{seed}"]

@@ -330,13 +330,12 @@ def ablation_table():
                 )
             )
         mean, half = interval(ratios)
+        low, high = math.exp(mean - half), math.exp(mean + half)
         rows.append(
             [
                 change,
                 f"{math.exp(mean):.2f}",
-                ""
-                if change == "default"
-                else f"{math.exp(mean - half):.2f} to {math.exp(mean + half):.2f}",
+                "" if change == "default" else f"{low:.2f} to {high:.2f}",
                 f"{np.mean(errors):.1f}",
             ]
         )

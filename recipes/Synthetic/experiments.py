@@ -82,6 +82,7 @@ def run(hparams, overrides):
             str(HERE / "hparams" / f"{hparams}.yaml"),
             {"device": "cpu", "noprogressbar": True},
             {**overrides, "output_folder": folder, "checkpointer": None},
+            save_env_desc=False,
         )
     finally:
         shutil.rmtree(folder)

@@ -172,7 +172,7 @@ def dataio_prep(hparams, teacher):
     return datasets
 
 
-def train(hparams_file, run_opts, overrides):
+def train(hparams_file, run_opts, overrides, save_env_desc=True):
     """Runs one experiment.
 
     Arguments
@@ -183,6 +183,8 @@ def train(hparams_file, run_opts, overrides):
         SpeechBrain's run options.
     overrides : str or dict
         Overrides of the YAML.
+    save_env_desc : bool
+        Whether to list the installed packages, which takes as long as a run.
 
     Returns
     -------
@@ -200,6 +202,7 @@ def train(hparams_file, run_opts, overrides):
         experiment_directory=hparams["output_folder"],
         hyperparams_to_save=hparams_file,
         overrides=overrides,
+        save_env_desc=save_env_desc,
     )
     teacher = Teacher(
         hparams["n_features"],

@@ -34,7 +34,10 @@ setup(
             "yamllint",
             "scikit-learn",
             "fvcore",
+            "torch-pruning==1.6.*",
         ],
+        # What recipes compare with
+        "rivals": ["torch-pruning==1.6.*"],
         "docs": ["mkdocs"],
     },
 )

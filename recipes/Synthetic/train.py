@@ -152,16 +152,16 @@ def dataio_prep(hparams, teacher):
         "train", "valid" and "test".
     """
 
-    @sb.utils.data_pipeline.takes("x", "y", "clean")
-    @sb.utils.data_pipeline.provides("x", "y", "clean")
-    def pipeline(x, y, clean):
-        return x, y, clean
-
+    sizes = {
+        "train": hparams["n_train"],
+        "valid": hparams["n_valid"],
+        "test": hparams["n_test"],
+    }
     datasets = {}
-    for i, split in enumerate(("train", "valid", "test")):
+    for i, (split, size) in enumerate(sizes.items()):
         data = synthesize(
             teacher,
-            hparams[f"n_{split}"],
+            size,
             hparams["n_frames"],
             hparams["label_noise"],
             seed=3 * hparams["seed"] + i,
@@ -235,6 +235,7 @@ def train(hparams_file, run_opts, overrides, save_env_desc=True):
     )
     widths, cost = brain.widths(), brain.gates.cost
     result = {
+        "budget": hparams["complexity_loss"].budget,
         "widths": widths,
         "macs_per_frame": cost.macs(widths) / hparams["n_frames"],
         "params": cost.params(widths),

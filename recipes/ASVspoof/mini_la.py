@@ -22,7 +22,8 @@ So that nothing but the method tells the classes apart, every file, bona fide
 ones included, passes through the same chain (`finish`): only speech with short
 pauses is kept; the long-term spectrum is brought to the average of the
 (target) speaker; band limits; a cut at random places to a length that is drawn
-once per utterance, for all of its versions; active level; white noise; 16 bits.
+once per utterance, for all of its versions; active level; limited peaks; white
+noise; 16 bits.
 ``--check`` measures what is left: it trains logistic regression on features
 that should not know the class and reports its errors (0.5 AUC is chance).
 
@@ -57,6 +58,7 @@ import soundfile as sf
 import torch
 import torchaudio
 from scipy.linalg import solve_toeplitz
+from scipy.ndimage import maximum_filter1d, uniform_filter1d
 from scipy.signal import (
     butter,
     fftconvolve,
@@ -103,9 +105,12 @@ MAX_FILE_S = 4.0
 PAUSE_S = 0.1
 BAND_HZ = (70.0, 7200.0)
 LEVEL_DB = -26.0
+CREST_DB = 13.0
 SNR_DB = (30.0, 40.0)
 MAX_EQUALIZATION_DB = 25.0
 LPC_ORDER = 18
+# Sharper resonances click when they move.
+MAX_POLE = 0.985
 HOP = 160
 NOTE = "mini_la.json"
 # Raised when the same arguments give other files than before.
@@ -163,6 +168,28 @@ class Material:
     n_samples: int
 
 
+def world_f0(signal):
+    """Fundamental frequency by WORLD (DIO and StoneMask).
+
+    Arguments
+    ---------
+    signal : numpy.ndarray (time,)
+        Speech at 16 kHz.
+
+    Returns
+    -------
+    f0_hz : numpy.ndarray (frames,)
+        Every 5 ms; 0 where unvoiced.
+    time_s : numpy.ndarray (frames,)
+        Centres of the frames.
+    """
+    import pyworld
+
+    signal = np.ascontiguousarray(signal, dtype=np.float64)
+    coarse, time_s = pyworld.dio(signal, SAMPLE_RATE)
+    return pyworld.stonemask(signal, coarse, time_s, SAMPLE_RATE), time_s
+
+
 def world_analysis(signal):
     """Analyses speech by WORLD, with frames of 5 ms.
 
@@ -183,8 +210,7 @@ def world_analysis(signal):
     import pyworld
 
     signal = np.ascontiguousarray(signal, dtype=np.float64)
-    coarse, time_s = pyworld.dio(signal, SAMPLE_RATE)
-    f0_hz = pyworld.stonemask(signal, coarse, time_s, SAMPLE_RATE)
+    f0_hz, time_s = world_f0(signal)
     envelope = pyworld.cheaptrick(signal, f0_hz, time_s, SAMPLE_RATE)
     aperiodicity = pyworld.d4c(signal, f0_hz, time_s, SAMPLE_RATE)
     return f0_hz, envelope, aperiodicity
@@ -363,7 +389,7 @@ def _lpc_vocoder(material, generator):
     signal = lfilter([1, -0.97], 1, material.clip)
     polynomials, gains = _lpc(signal)
     # WORLD's frames are half as far apart as those here.
-    f0_hz = world_analysis(material.clip)[0][::2][: len(gains)]
+    f0_hz = world_f0(material.clip)[0][::2][: len(gains)]
     f0_hz = np.repeat(np.pad(f0_hz, (0, len(gains) - len(f0_hz))), HOP)
     pulses = np.diff(np.floor(np.cumsum(f0_hz) / SAMPLE_RATE), prepend=0)
     noise = generator.standard_normal(len(f0_hz))
@@ -374,6 +400,7 @@ def _lpc_vocoder(material, generator):
     )
     numerators = np.zeros_like(polynomials)
     numerators[:, 0] = gains
+    polynomials = polynomials * MAX_POLE ** np.arange(LPC_ORDER + 1)
     output = _filter_frames(excitation, numerators, polynomials)
     return lfilter([1], [1, -0.97], output)
 
@@ -386,7 +413,7 @@ def _lpc_conversion(material, generator):
     """
     foreign = material.foreign(generator)
     signal = lfilter([1, -0.97], 1, foreign)
-    source_f0_hz = median_f0_hz(world_analysis(foreign)[0])
+    source_f0_hz = median_f0_hz(world_f0(foreign)[0])
     scale = _formant_scale(material.f0_hz / source_f0_hz)
     polynomials, _ = _lpc(signal)
     turned = np.empty_like(polynomials)
@@ -396,7 +423,8 @@ def _lpc_conversion(material, generator):
         moved = np.clip(angle * scale, -0.98 * np.pi, 0.98 * np.pi)
         # Poles on the real axis stay, so that the rest stays paired.
         angle = np.where(np.abs(poles.imag) > 1e-9, moved, angle)
-        turned[i] = np.poly(np.abs(poles) * np.exp(1j * angle)).real
+        radius = np.minimum(np.abs(poles), MAX_POLE)
+        turned[i] = np.poly(radius * np.exp(1j * angle)).real
     one = np.zeros_like(polynomials)
     one[:, 0] = 1.0
     residual = _filter_frames(signal, polynomials, one)
@@ -407,7 +435,7 @@ def _lpc_conversion(material, generator):
 def _phase_vocoder_conversion(material, generator):
     """Voice conversion from another speaker: pitch by the phase vocoder."""
     foreign = material.foreign(generator)
-    source_f0_hz = median_f0_hz(world_analysis(foreign)[0])
+    source_f0_hz = median_f0_hz(world_f0(foreign)[0])
     ratio = float(np.clip(material.f0_hz / source_f0_hz, 0.7, 1.4))
     ratio = Fraction(ratio).limit_denominator(8)
     if ratio == 1:
@@ -719,12 +747,30 @@ def finish(signal, levels_db, n_samples, generator):
         signal = np.resize(signal, n_samples)
     start = generator.integers(len(signal) - n_samples + 1)
     signal = signal[start : start + n_samples]
-    level = 10 ** (LEVEL_DB / 20)
-    signal = signal * (level / (active_rms(signal, SAMPLE_RATE) + 1e-9))
-    noise_db = LEVEL_DB - generator.uniform(*SNR_DB)
-    signal += 10 ** (noise_db / 20) * generator.standard_normal(n_samples)
-    peak = np.abs(signal).max()
-    return signal * min(1.0, 0.99 / peak)
+    signal = limit_peaks(signal / (active_rms(signal, SAMPLE_RATE) + 1e-9))
+    noise_level = 10 ** (-generator.uniform(*SNR_DB) / 20)
+    signal += noise_level * generator.standard_normal(n_samples)
+    return signal * 10 ** (LEVEL_DB / 20) / active_rms(signal, SAMPLE_RATE)
+
+
+def limit_peaks(signal):
+    """Turns the gain down around peaks, within 10 ms.
+
+    Vocoders change the phases and with them the peaks.
+
+    Arguments
+    ---------
+    signal : numpy.ndarray (time,)
+        Active level 1.
+
+    Returns
+    -------
+    signal : numpy.ndarray (time,)
+        With a peak of at most 13 dB.
+    """
+    envelope = maximum_filter1d(np.abs(signal), 2 * HOP + 1)
+    gain = np.minimum(1.0, 10 ** (CREST_DB / 20) / (envelope + 1e-9))
+    return signal * uniform_filter1d(gain, HOP)
 
 
 def _until_long_enough(clips, n_samples):
@@ -1099,7 +1145,7 @@ def _make_speaker(task, folder, phrases_path, seed):
         problems.append(f"speaker of {task['utterances'][0]['id']}")
         return task["subset"], [], problems
     levels_db = np.mean([band_levels_db(clips[i]) for i in good], axis=0)
-    f0_hz = np.concatenate([world_analysis(clips[i])[0] for i in good])
+    f0_hz = np.concatenate([world_f0(clips[i])[0] for i in good])
     phrases = defaultdict(list)
     if phrases_path is not None:
         with np.load(phrases_path) as stored:

@@ -155,7 +155,9 @@ def make_corpus(folder, n_speakers=20, utterances_per_speaker=6, seed=2026):
             signal, spans_s = make_utterance(
                 speaker, item_generator(seed, utterance_id)
             )
-            write_flac(folder / "speech" / name / f"{utterance_id}.flac", signal)
+            write_flac(
+                folder / "speech" / name / f"{utterance_id}.flac", signal
+            )
             duration_s = len(signal) / SAMPLE_RATE
             total_s += duration_s
             utterances.append(f"{utterance_id},{duration_s:.4f},{name},{split}")

@@ -42,7 +42,6 @@ import csv
 import ctypes
 import json
 import logging
-import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable
@@ -747,7 +746,7 @@ def finish(signal, levels_db, n_samples, generator):
         signal = np.resize(signal, n_samples)
     start = generator.integers(len(signal) - n_samples + 1)
     signal = signal[start : start + n_samples]
-    signal = limit_peaks(signal / (active_rms(signal, SAMPLE_RATE) + 1e-9))
+    signal = limit_peaks(signal)
     noise_level = 10 ** (-generator.uniform(*SNR_DB) / 20)
     signal += noise_level * generator.standard_normal(n_samples)
     return signal * 10 ** (LEVEL_DB / 20) / active_rms(signal, SAMPLE_RATE)
@@ -761,16 +760,20 @@ def limit_peaks(signal):
     Arguments
     ---------
     signal : numpy.ndarray (time,)
-        Active level 1.
+        At 16 kHz.
 
     Returns
     -------
     signal : numpy.ndarray (time,)
-        With a peak of at most 13 dB.
+        Active level about 1, peaks at most 13 dB above it.
     """
-    envelope = maximum_filter1d(np.abs(signal), 2 * HOP + 1)
-    gain = np.minimum(1.0, 10 ** (CREST_DB / 20) / (envelope + 1e-9))
-    return signal * uniform_filter1d(gain, HOP)
+    # Limiting lowers the level, so the peaks are above it again.
+    for _ in range(3):
+        signal = signal / (active_rms(signal, SAMPLE_RATE) + 1e-9)
+        envelope = maximum_filter1d(np.abs(signal), 2 * HOP + 1)
+        gain = np.minimum(1.0, 10 ** (CREST_DB / 20) / (envelope + 1e-9))
+        signal = signal * uniform_filter1d(gain, HOP)
+    return signal
 
 
 def _until_long_enough(clips, n_samples):
@@ -995,12 +998,6 @@ def make_mini_la(
     attacks = [
         a for a in ATTACKS if a not in TTS_ATTACKS or has_text_to_speech()
     ]
-    if len(attacks) < len(ATTACKS):
-        logger.warning(
-            "%s are left out: espeak-ng is missing (pip install "
-            "espeakng-loader)",
-            " and ".join(TTS_ATTACKS),
-        )
     arguments = {
         "version": VERSION,
         "speech": None if speech_folder is None else Path(speech_folder).name,
@@ -1017,12 +1014,17 @@ def make_mini_la(
     }
     if note.is_file():
         before = json.loads(note.read_text(encoding="utf-8"))
-        if before != arguments:
+        complete = all(path.is_file() for path in protocols.values())
+        # A complete corpus may be used where espeak-ng is missing.
+        asked = {
+            **arguments,
+            **({"attacks": before["attacks"]} if complete else {}),
+        }
+        if before != asked:
             raise ValueError(
-                f"{folder} holds a corpus made with {before}, asked for "
-                f"{arguments}"
+                f"{folder} holds a corpus made with {before}, asked for {asked}"
             )
-        if all(path.is_file() for path in protocols.values()):
+        if complete:
             logger.info("%s is complete, nothing is done", folder)
             return
     if speech_folder is None:
@@ -1036,14 +1038,23 @@ def make_mini_la(
     write_atomically(note, json.dumps(arguments, indent=1))
     phrases_path = None
     context = get_context("spawn")
-    if set(TTS_ATTACKS) <= set(attacks):
+    if len(attacks) < len(ATTACKS):
+        logger.warning(
+            "%s are left out: espeak-ng is missing (pip install "
+            "espeakng-loader)",
+            " and ".join(TTS_ATTACKS),
+        )
+    else:
         phrases_path = str(folder / "phrases.npz")
         with ProcessPoolExecutor(1, context) as pool:
             pool.submit(speak, phrases_path).result()
     lines, reports = defaultdict(list), []
     arguments = [(task, str(folder), phrases_path, seed) for task in tasks]
     if num_workers > 1:
-        with ProcessPoolExecutor(num_workers, context) as pool:
+        # Each process computes on one core.
+        with ProcessPoolExecutor(
+            num_workers, context, torch.set_num_threads, (1,)
+        ) as pool:
             futures = [pool.submit(_make_speaker, *a) for a in arguments]
             for future in as_completed(futures):
                 reports.append(future.result())
@@ -1126,7 +1137,6 @@ def _plan(utterances, arguments):
 
 def _make_speaker(task, folder, phrases_path, seed):
     """Makes all files of a speaker; gives set, protocol lines, problems."""
-    torch.set_num_threads(1)
     clips, problems = [], []
     for utterance in task["utterances"]:
         try:
@@ -1359,6 +1369,4 @@ def main(arguments=None):
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    # Each process computes on one core.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     main()

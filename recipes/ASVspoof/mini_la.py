@@ -145,6 +145,8 @@ class Material:
     ---------
     clip : numpy.ndarray (time,)
         The utterance that is spoofed.
+    analysis : tuple of numpy.ndarray
+        What `world_analysis` gives for it.
     rest : list of numpy.ndarray (time,)
         Other utterances of the speaker.
     foreign : callable
@@ -160,6 +162,7 @@ class Material:
     """
 
     clip: np.ndarray
+    analysis: tuple
     rest: list
     foreign: Callable
     f0_hz: float
@@ -244,7 +247,7 @@ def median_f0_hz(f0_hz):
 
 def _world_copy(material, generator):
     """Copy-synthesis by WORLD: nothing is changed between the two halves."""
-    return _world_synthesis(*world_analysis(material.clip))
+    return _world_synthesis(*material.analysis)
 
 
 def _world_parametric(material, generator):
@@ -255,7 +258,7 @@ def _world_parametric(material, generator):
     """
     import pyworld
 
-    f0_hz, envelope, aperiodicity = world_analysis(material.clip)
+    f0_hz, envelope, aperiodicity = material.analysis
     fft_size = 2 * (envelope.shape[1] - 1)
     code = pyworld.code_spectral_envelope(envelope, SAMPLE_RATE, 24)
     bands = pyworld.code_aperiodicity(aperiodicity, SAMPLE_RATE)
@@ -388,7 +391,7 @@ def _lpc_vocoder(material, generator):
     signal = lfilter([1, -0.97], 1, material.clip)
     polynomials, gains = _lpc(signal)
     # WORLD's frames are half as far apart as those here.
-    f0_hz = world_f0(material.clip)[0][::2][: len(gains)]
+    f0_hz = material.analysis[0][::2][: len(gains)]
     f0_hz = np.repeat(np.pad(f0_hz, (0, len(gains) - len(f0_hz))), HOP)
     pulses = np.diff(np.floor(np.cumsum(f0_hz) / SAMPLE_RATE), prepend=0)
     noise = generator.standard_normal(len(f0_hz))
@@ -415,15 +418,21 @@ def _lpc_conversion(material, generator):
     source_f0_hz = median_f0_hz(world_f0(foreign)[0])
     scale = _formant_scale(material.f0_hz / source_f0_hz)
     polynomials, _ = _lpc(signal)
-    turned = np.empty_like(polynomials)
-    for i, polynomial in enumerate(polynomials):
-        poles = np.roots(polynomial)
-        angle = np.angle(poles)
-        moved = np.clip(angle * scale, -0.98 * np.pi, 0.98 * np.pi)
-        # Poles on the real axis stay, so that the rest stays paired.
-        angle = np.where(np.abs(poles.imag) > 1e-9, moved, angle)
-        radius = np.minimum(np.abs(poles), MAX_POLE)
-        turned[i] = np.poly(radius * np.exp(1j * angle)).real
+    # The poles are the eigenvalues of the companion matrices.
+    companions = np.tile(np.eye(LPC_ORDER, k=-1), (len(polynomials), 1, 1))
+    companions[:, 0] = -polynomials[:, 1:]
+    poles = np.linalg.eigvals(companions)
+    angle = np.angle(poles)
+    moved = np.clip(angle * scale, -0.98 * np.pi, 0.98 * np.pi)
+    # Poles on the real axis stay, so that the rest stays paired.
+    angle = np.where(np.abs(poles.imag) > 1e-9, moved, angle)
+    poles = np.minimum(np.abs(poles), MAX_POLE) * np.exp(1j * angle)
+    turned = np.ones((len(polynomials), 1))
+    for pole in poles.T[:, :, None]:
+        turned = np.pad(turned, ((0, 0), (0, 1))) - pole * np.pad(
+            turned, ((0, 0), (1, 0))
+        )
+    turned = turned.real
     one = np.zeros_like(polynomials)
     one[:, 0] = 1.0
     residual = _filter_frames(signal, polynomials, one)
@@ -1156,9 +1165,10 @@ def _make_speaker(task, folder, phrases_path, seed):
         problems.append(f"speaker of {task['utterances'][0]['id']}")
         return task["subset"], [], problems
     levels_db = np.mean([band_levels_db(clips[i]) for i in good], axis=0)
-    f0_hz = np.concatenate([world_f0(clips[i])[0] for i in good])
+    analyses = {i: world_analysis(clips[i]) for i in good}
+    f0_hz = np.concatenate([f0_hz for f0_hz, _, _ in analyses.values()])
     phrases = defaultdict(list)
-    if phrases_path is not None:
+    if set(TTS_ATTACKS) & set(task["files"][0]):
         with np.load(phrases_path) as stored:
             for key in sorted(stored.files):
                 clip = speech_only(stored[key])
@@ -1185,6 +1195,7 @@ def _make_speaker(task, folder, phrases_path, seed):
             if version != "-":
                 material = Material(
                     clip=clips[i],
+                    analysis=analyses[i],
                     rest=[clips[j] for j in good if j != i],
                     foreign=partial(_foreign_speech, task, n_samples, seed),
                     f0_hz=median_f0_hz(f0_hz),

@@ -65,6 +65,7 @@ def speech():
 def make_material(speech, phrases):
     return mini_la.Material(
         clip=speech[0],
+        analysis=mini_la.world_analysis(speech[0]),
         rest=[speech[1]],
         foreign=lambda generator: speech[2],
         f0_hz=140.0,
@@ -323,6 +324,14 @@ def test_conversion_reaches_the_pitch(speech, name):
     signal = mini_la.ATTACKS[name](material, np.random.default_rng(0))
     f0_hz = mini_la.median_f0_hz(mini_la.world_f0(signal)[0])
     assert f0_hz / source_f0_hz == pytest.approx(1.25, abs=0.05)
+
+
+def test_filtering_without_a_shift_changes_nothing(speech, monkeypatch):
+    monkeypatch.setattr(mini_la, "_formant_scale", lambda ratio: 1.0)
+    monkeypatch.setattr(mini_la, "MAX_POLE", 1.0)
+    material = make_material(speech, {})
+    signal = mini_la.ATTACKS["A17"](material, None)[: len(speech[2])]
+    assert np.abs(signal - speech[2]).max() < 1e-9
 
 
 @pytest.mark.skipif(

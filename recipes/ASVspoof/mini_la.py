@@ -1069,7 +1069,10 @@ def make_mini_la(
                 reports.append(future.result())
                 logger.info("%d of %d speakers", len(reports), len(tasks))
     else:
+        n_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
         reports = [_make_speaker(*a) for a in arguments]
+        torch.set_num_threads(n_threads)
     for subset, made, problems in reports:
         lines[subset] += made
         for problem in problems:

@@ -6,6 +6,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 version = (Path(__file__).parent / "noisegate" / "version.txt").read_text()
+# Mini-LA, the corpus that recipes/ASVspoof makes: WORLD, espeak-ng, the check
+# for shortcuts.
+asvspoof = ["pyworld", "espeakng-loader", "scikit-learn"]
 
 setup(
     name="noisegate",
@@ -28,11 +31,12 @@ setup(
         "matplotlib",
     ],
     extras_require={
+        "asvspoof": asvspoof,
         "dev": [
+            *asvspoof,
             "pytest>=8",
             "ruff==0.17.5",
             "yamllint",
-            "scikit-learn",
             "fvcore",
             "torch-pruning==1.6.*",
         ],

@@ -149,13 +149,15 @@ def make_corpus(folder, n_speakers=20, utterances_per_speaker=6, seed=2026):
         if s < 2 * n_held_out:
             split = "valid" if s < n_held_out else "test"
         name = f"spk{s:02d}"
-        speaker = _draw_speaker(item_generator(seed, name))
+        speaker = draw_speaker(item_generator(seed, name))
         for u in range(utterances_per_speaker):
             utterance_id = f"{name}_{u:02d}"
             signal, spans_s = make_utterance(
                 speaker, item_generator(seed, utterance_id)
             )
-            _write(folder / "speech" / name / f"{utterance_id}.flac", signal)
+            write_flac(
+                folder / "speech" / name / f"{utterance_id}.flac", signal
+            )
             duration_s = len(signal) / SAMPLE_RATE
             total_s += duration_s
             utterances.append(f"{utterance_id},{duration_s:.4f},{name},{split}")
@@ -169,7 +171,7 @@ def make_corpus(folder, n_speakers=20, utterances_per_speaker=6, seed=2026):
             for i in range(count):
                 noise_id = f"{kind}_{split}{i}"
                 signal = make_noise(kind, item_generator(seed, noise_id))
-                _write(folder / "noise" / f"{noise_id}.flac", signal)
+                write_flac(folder / "noise" / f"{noise_id}.flac", signal)
                 noises.append(f"{noise_id},{kind},{split},{NOISE_S}")
     for name, lines in (
         ("utterances.csv", utterances),
@@ -181,7 +183,7 @@ def make_corpus(folder, n_speakers=20, utterances_per_speaker=6, seed=2026):
     logger.info("%.1f min of speech-like files in %s", total_s / 60, folder)
 
 
-def _write(path, signal):
+def write_flac(path, signal):
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     sf.write(str(temporary), signal, SAMPLE_RATE, "PCM_16", format="FLAC")
@@ -191,7 +193,7 @@ def _write(path, signal):
 # ------------------------------------------------------------------- speech
 
 
-def _draw_speaker(generator):
+def draw_speaker(generator):
     """Voice of one speaker; the longer the vocal tract, the lower the pitch."""
     tract = generator.uniform(0.95, 1.28)
     pitch = 85 * (tract / 0.95) ** 2.9

@@ -315,11 +315,7 @@ class GatedBrain(sb.Brain):
             if self.optimizer_step % _REORDER_STEPS == 0:
                 self.gates.reorder()
             done = self._epoch - 1 + self.step / self._steps_per_epoch
-            progress = done / (self.freeze_epoch - 1)
-            self.complexity_loss.step(progress)
-            for gate in self.gates.gates.values():
-                if hasattr(gate, "anneal"):
-                    gate.anneal(progress)
+            self.complexity_loss.step(done / (self.freeze_epoch - 1))
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """See ``sb.Brain.on_stage_end``; writes the history of the widths."""

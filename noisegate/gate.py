@@ -282,8 +282,6 @@ class NoiseGate(Gate):
     ramp : float
         Number of channels over which the transition is spread, at least 1.
         1 is the published form.
-    kappa_init : float
-        Relative width at the beginning.
 
     Example
     -------
@@ -298,30 +296,13 @@ class NoiseGate(Gate):
     [1.0, 1.0, 0.0, 0.0]
     """
 
-    def __init__(
-        self,
-        size,
-        kappa_min=0.0625,
-        granularity=1,
-        ramp=4.0,
-        kappa_init=1.0,
-        ramp_final=None,
-        truncation=0.0,
-        noise="feature",
-    ):
+    def __init__(self, size, kappa_min=0.0625, granularity=1, ramp=4.0):
         super().__init__(size, kappa_min, granularity)
-        self.ramp_initial, self.ramp_final = ramp, ramp_final
-        self.truncation, self.noise = truncation, noise
         if ramp < 1:
             raise ValueError(f"ramp must be at least 1, got {ramp}")
-        if not self.min_width <= kappa_init * size <= size:
-            raise ValueError(
-                f"kappa_init must be in [{self.min_width / size}, 1], "
-                f"got {kappa_init}"
-            )
         self.ramp = float(ramp)
         # One element, not a scalar: weight decay spares vectors only
-        self.kappa = torch.nn.Parameter(torch.tensor([float(kappa_init)]))
+        self.kappa = torch.nn.Parameter(torch.ones(1))
         self.edge = None
 
     def width(self):
@@ -343,32 +324,11 @@ class NoiseGate(Gate):
         """Sets the width, a number in [min_width, size]."""
         self.kappa.fill_(width / self.size)
 
-    def anneal(self, progress):
-        """Moves the ramp to its final value, geometrically."""
-        if self.ramp_final is not None:
-            ratio = self.ramp_final / self.ramp_initial
-            self.ramp = self.ramp_initial * ratio ** min(1.0, progress)
-
-    def _scale(self, std):
-        """Standard deviation of the noise, one value per channel."""
-        if self.noise == "layer":
-            return std.square().mean().sqrt().expand_as(std)
-        if self.noise == "unit":
-            return torch.ones_like(std)
-        if self.noise == "none":
-            return torch.zeros_like(std)
-        return std
-
     def refresh(self):
         """Finds the channels at the edge; see the base class."""
         self.edge = None
         if not self.training or self.frozen is not None:
             return self._refresh_hard()
-        if self.truncation and float(torch.rand(())) < self.truncation:
-            width = float(self.width().detach()) - self.min_width
-            width = self.min_width + width * float(torch.rand(()))
-            self.mask = (self.rank < round(width)).to(torch.float32)
-            return
         gate = (self.width() - self.rank - 1) / self.ramp + 1
         partial = (gate > 0) & (gate < 1)
         if bool((gate >= 1).all()):
@@ -400,7 +360,6 @@ class NoiseGate(Gate):
         y = super().mix(x, std, dim, index)
         if self.mask is None or self.edge is None:
             return y
-        std = self._scale(std)
         edge, gate, partial = self.edge
         if index is not None:
             features = partial[index].nonzero().flatten()

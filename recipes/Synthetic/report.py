@@ -25,6 +25,7 @@ from experiments import (
     LAYER_WIDTHS,
     LEARNING_RATES,
     METHODS,
+    REMOVED,
     RESULTS,
     SEEDS,
     TEACHER_WIDTHS,
@@ -303,7 +304,7 @@ def ablation_table():
     results = read_results("ablation")
     rows = []
     least, most = math.inf, 0.0
-    for change in ABLATION:
+    for change in (*ABLATION, *REMOVED):
         ratios, errors = [], []
         for seed in ABLATION_SEEDS:
             logs = []

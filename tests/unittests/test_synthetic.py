@@ -135,6 +135,16 @@ SMALL = {
 }
 
 
+@pytest.fixture
+def own_train(monkeypatch):
+    """``import train`` finds the recipe's, whatever other tests imported."""
+    monkeypatch.delitem(sys.modules, "train", raising=False)
+    monkeypatch.syspath_prepend(str(RECIPE))
+    yield
+    sys.modules.pop("train", None)
+
+
+@pytest.mark.usefixtures("own_train")
 @pytest.mark.parametrize("method", ["gated", "stochastic", "pruned"])
 def test_every_method_meets_the_budget(method):
     result = experiments.run(method, {**SMALL, "budget": 0.5})
@@ -146,6 +156,7 @@ def test_every_method_meets_the_budget(method):
     assert result["steps"] == 4 * 2
 
 
+@pytest.mark.usefixtures("own_train")
 def test_all_methods_take_equally_many_steps():
     steps = {
         experiments.run("dense", {**SMALL, "hidden_sizes": [4, 2]})["steps"],

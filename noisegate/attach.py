@@ -21,6 +21,8 @@ from torch.func import functional_call
 from noisegate.cost import CostModel
 from noisegate.gate import NoiseGate, bounded_sqrt
 from noisegate.groups import FEATURES, find_groups
+from noisegate.probe import RECURRENT, TRANSPOSED, kind, n_read
+from noisegate.verify import fix_inexact
 
 _STATISTICS_MOMENTUM = 0.05
 _STATISTICS_STRIDE = 4  # frames between those that update the statistics
@@ -60,9 +62,10 @@ class Tap(torch.nn.Module):
     gate : noisegate.gate.Gate
         The gate of the features' group.
     layer : torch.nn.Module
-        Linear, Conv1d, Conv2d, GRU or MultiheadAttention.
+        The layer that reads them.
     index : torch.Tensor
-        Channel of each feature, None for the identity.
+        Channel of each feature, None for the identity, -1 for features of
+        other groups.
     """
 
     def __init__(self, gate, layer, index=None):
@@ -70,6 +73,11 @@ class Tap(torch.nn.Module):
         self._gate = (gate,)  # registered once, elsewhere
         kernel = getattr(layer, "kernel_size", ())
         self.dim = -1 - len(kernel)
+        where = None
+        if index is not None and bool((index < 0).any()):
+            where = (index >= 0).nonzero().flatten()
+            index = index[where]
+        self.register_buffer("where", where, persistent=False)
         self.register_buffer("index", index, persistent=False)
         self.register_buffer("variance", torch.ones(gate.size))
         self.register_buffer("n_updates", torch.tensor(0))
@@ -88,12 +96,22 @@ class Tap(torch.nn.Module):
             mixed = self(x)
         return (mixed, *args[1:])
 
-    def attention_hook(self, layer, args):
-        """Forward pre-hook of self-attention: one noise for q, k and v."""
-        mixed = self(args[0])
-        if mixed is args[0]:
-            return None
-        return (mixed, mixed, mixed, *args[3:])
+    def attention_hook(self, layer, args, kwargs):
+        """Forward pre-hook of attention: one noise for equal q, k and v."""
+        names = [n for n in ("query", "key", "value") if n in kwargs]
+        n_given = 3 - len(names)
+        mixed = []
+        for x in [*args[:n_given], *(kwargs[name] for name in names)]:
+            # Transposed views of one tensor are told by where they begin
+            place = x.data_ptr(), x.shape
+            same = [y for seen, y in mixed if seen == place]
+            y = same[0] if same else self(x)
+            if self.gate.mask is None:
+                y = x  # gradients add up in the order of the plain model
+            mixed.append((place, y))
+        mixed = [y for _, y in mixed]
+        kwargs = {**kwargs, **dict(zip(names, mixed[n_given:]))}
+        return (*mixed[:n_given], *args[n_given:]), kwargs
 
     def forward(self, x):
         """Gates the features.
@@ -108,6 +126,17 @@ class Tap(torch.nn.Module):
         torch.Tensor
             The same with the gate applied.
         """
+        if self.where is None:
+            return self._mix(x)
+        if self.gate.mask is None and not self.training:
+            return x
+        part = x.index_select(self.dim, self.where)
+        mixed = self._mix(part)
+        if mixed is part:
+            return x
+        return x.index_copy(self.dim, self.where, mixed)
+
+    def _mix(self, x):
         if self.training and self.gate.frozen is None:
             self._update_statistics(x)
         return self.gate.mix(x, self.variance.sqrt(), self.dim, self.index)
@@ -144,7 +173,7 @@ class Tap(torch.nn.Module):
         torch.Tensor
             (channels,), comparable within one tap.
         """
-        if isinstance(layer, torch.nn.GRU):
+        if isinstance(layer, RECURRENT):
             weights = [layer.weight_ih_l0]
             if layer.bidirectional:
                 weights.append(layer.weight_ih_l0_reverse)
@@ -153,7 +182,10 @@ class Tap(torch.nn.Module):
             weight = layer.in_proj_weight
         else:
             weight = layer.weight
-        energy = weight.square().movedim(1, 0).flatten(1).sum(1)
+        dim = 0 if isinstance(layer, TRANSPOSED) else 1
+        energy = weight.square().movedim(dim, 0).flatten(1).sum(1)
+        if self.where is not None:
+            energy = energy[self.where]
         if self.index is not None:
             energy = torch.zeros_like(self.variance).index_add(
                 0, self.index, energy
@@ -174,18 +206,36 @@ class _Plain(torch.nn.Module):
 
 
 class _MaskedLayer(torch.nn.Module):
-    """Replaces the forward of a layer by one that knows its gate."""
+    """Replaces the forward of a layer by one that knows its gates."""
 
-    def __init__(self, gate, layer):
+    def __init__(self, layer):
         super().__init__()
-        self._gate = (gate,)
+        self._gates = []  # (gate, channel of each feature)
         self._plain = (_Plain(layer),)
         layer.forward = functools.partial(_call, self, layer)
 
+    def add(self, gate, index):
+        """Adds a group of channels that the layer treats."""
+        self._gates.append((gate, index))
+
     @property
-    def gate(self):
-        """noisegate.gate.Gate : the gate."""
-        return self._gate[0]
+    def open(self):
+        """bool : whether all gates are fully open."""
+        return all(gate.mask is None for gate, _ in self._gates)
+
+    def weights(self, size, like):
+        """How much each of the layer's features counts: (size,)."""
+        total = torch.ones(size, dtype=like.dtype, device=like.device)
+        for gate, index in self._gates:
+            weights = gate.channel_weights()
+            if weights is None:
+                continue
+            weights = weights.to(total)
+            if index is not None:
+                index = index.to(total.device)
+                weights = torch.where(index < 0, 1.0, weights[index])
+            total = total * weights
+        return total
 
     def with_parameters(self, parameters, args, kwargs):
         """Runs the layer's own forward with some parameters replaced."""
@@ -195,40 +245,46 @@ class _MaskedLayer(torch.nn.Module):
 
 def _call(mask, layer, *args, **kwargs):
     """The forward of a layer with a :class:`_MaskedLayer`."""
-    if mask.gate.mask is None:
+    if mask.open:
         return type(layer).forward(layer, *args, **kwargs)
     return mask.run(layer, *args, **kwargs)
 
 
-class MaskedLayerNorm(_MaskedLayer):
-    """LayerNorm whose statistics count each channel as its gate says.
+class MaskedNorm(_MaskedLayer):
+    """LayerNorm or GroupNorm whose statistics count channels as gates say.
 
     Arguments
     ---------
-    gate : noisegate.gate.Gate
-        The gate of the normalized channels.
-    layer : torch.nn.LayerNorm
+    layer : torch.nn.LayerNorm or torch.nn.GroupNorm
         The layer.
     """
 
     def run(self, layer, x):
-        """Returns the normalized features (batch, ..., channels)."""
+        """Returns the normalized features."""
         x32 = x.float() if x.dtype in (torch.bfloat16, torch.half) else x
-        weights = self.gate.channel_weights().to(x32.dtype)
+        if isinstance(layer, torch.nn.LayerNorm):
+            shape = layer.normalized_shape
+            dims = tuple(range(-len(shape), 0))
+        else:
+            shape = (layer.num_channels, *[1] * (x.dim() - 2))
+            dims = tuple(range(1, x.dim()))
+        weights = self.weights(n_read(layer), x32).view(shape)
+        n_positions = math.prod(x.shape[dim] for dim in dims) / weights.numel()
         # Stochastic gates may all be closed at once
-        weights = weights / weights.sum().clamp(min=1e-6)
-        centred = x32 - (x32 * weights).sum(-1, keepdim=True)
-        variance = (centred.square() * weights).sum(-1, keepdim=True)
+        total = weights.sum().clamp(min=1e-6) * n_positions
+        weights = weights / total
+        centred = x32 - (x32 * weights).sum(dims, keepdim=True)
+        variance = (centred.square() * weights).sum(dims, keepdim=True)
         y = centred * torch.rsqrt(variance + layer.eps)
         if layer.weight is not None:
-            y = y * layer.weight
+            y = y * layer.weight.view(shape)
         if layer.bias is not None:
-            y = y + layer.bias
+            y = y + layer.bias.view(shape)
         return y.to(x.dtype)
 
 
-class MaskedGRU(_MaskedLayer):
-    """GRU in which no unit reads a closed unit.
+class MaskedRecurrence(_MaskedLayer):
+    """GRU, LSTM or RNN in which no unit reads a closed unit.
 
     Units at the edge fade without noise inside the recurrence (the fused
     kernels leave no room for it) and with noise in the layer that reads the
@@ -236,16 +292,14 @@ class MaskedGRU(_MaskedLayer):
 
     Arguments
     ---------
-    gate : noisegate.gate.Gate
-        The gate of the units.
-    layer : torch.nn.GRU
+    layer : torch.nn.GRU or torch.nn.LSTM or torch.nn.RNN
         The layer.
     """
 
     def run(self, layer, *args, **kwargs):
-        """Returns output and state of the GRU."""
-        factor = bounded_sqrt(self.gate.channel_weights())
-        factor = factor.to(layer.weight_hh_l0.dtype)
+        """Returns output and state of the layer."""
+        factor = self.weights(layer.hidden_size, layer.weight_hh_l0)
+        factor = bounded_sqrt(factor)
         directions = 2 if layer.bidirectional else 1
         parameters = {}
         for name, parameter in layer.named_parameters():
@@ -261,21 +315,80 @@ class MaskedHeads(_MaskedLayer):
 
     Arguments
     ---------
-    gate : noisegate.gate.Gate
-        The gate of the model width.
     layer : torch.nn.MultiheadAttention
         The layer.
     """
 
     def run(self, layer, *args, **kwargs):
         """Returns output and weights of the attention."""
-        weights = self.gate.tied_weights(layer.head_dim)
+        weights = self._gates[0][0].tied_weights(layer.head_dim)
         rows = bounded_sqrt(weights).repeat(3 * layer.num_heads)
         rows = rows.to(layer.in_proj_weight.dtype)
         parameters = {"in_proj_weight": layer.in_proj_weight * rows[:, None]}
         if layer.in_proj_bias is not None:
             parameters["in_proj_bias"] = layer.in_proj_bias * rows
         return self.with_parameters(parameters, args, kwargs)
+
+
+def attach(model, group, gate):
+    """Puts a gate where the channels of a group appear.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        The model.
+    group : noisegate.groups.Group
+        One of its groups.
+    gate : noisegate.gate.Gate
+        The gate; who calls the model has to call its ``refresh`` before.
+
+    Returns
+    -------
+    list of tuple
+        Each tap and the layer behind it.
+    """
+    taps = []
+    for port in group.ports:
+        if port.layer == FEATURES:
+            continue
+        layer = model.get_submodule(port.layer)
+        if not any(module is gate for module in model.modules()):
+            name = "gate_" + port.role
+            layer.add_module(_free_name(layer, name), gate)
+        if port.role == "in":
+            tap = Tap(gate, layer, port.index)
+            layer.add_module(_free_name(layer, "tap"), tap)
+            taps.append((tap, layer))
+            if isinstance(layer, torch.nn.MultiheadAttention):
+                layer.register_forward_pre_hook(
+                    tap.attention_hook, with_kwargs=True
+                )
+            else:
+                layer.register_forward_pre_hook(tap.hook)
+        elif port.role == "hidden":
+            _masked(layer, MaskedRecurrence).add(gate, port.index)
+        elif port.role == "heads":
+            _masked(layer, MaskedHeads).add(gate, port.index)
+        elif kind(layer) == "norm":
+            _masked(layer, MaskedNorm).add(gate, port.index)
+    return taps
+
+
+def _free_name(layer, name):
+    """A name that no child of the layer has."""
+    taken = dict(layer.named_children())
+    if name not in taken:
+        return name
+    return next(
+        f"{name}_{i}" for i in range(2, 99) if f"{name}_{i}" not in taken
+    )
+
+
+def _masked(layer, form):
+    """The masked forward of a layer, made at the first call."""
+    if not isinstance(getattr(layer, "masked", None), form):
+        layer.add_module("masked", form(layer))
+    return layer.masked
 
 
 class Gates:
@@ -315,7 +428,8 @@ class Gates:
     ------
     ValueError
         If a name in ``layers`` matches no group, or a group that may not
-        change; says which groups there are.
+        change; says which groups there are. If no group can be gated; says
+        why.
 
     Example
     -------
@@ -348,13 +462,17 @@ class Gates:
     ):
         self.model = model
         self.features = features
-        self.groups = find_groups(model, features)
         if features is not None:
-            example = torch.zeros(1, round(segment_s * sample_rate))
+            example = [torch.zeros(1, round(segment_s * sample_rate))]
         elif input_shape is not None:
-            example = torch.zeros(input_shape)
+            example = [torch.zeros(input_shape)]
         else:
             raise ValueError("Gates needs one of features or input_shape")
+        with torch.no_grad():
+            inputs = example if features is None else [features(example[0])]
+        self.groups = find_groups(model, features, inputs)
+        if layers != []:
+            fix_inexact(model, self.groups, inputs, attach)
         self.cost = CostModel(model, self.groups, example, segment_s, features)
         self.reorders = reorder
         self.gates = {}
@@ -382,6 +500,14 @@ class Gates:
                         f"'{group.name}' asks for a gate, but its width may "
                         f"not change: it is {group.fixed}"
                     )
+            if not free:
+                reasons = "; ".join(
+                    f"{group.name}: {group.fixed}" for group in self.groups
+                )
+                raise ValueError(
+                    "no group of channels of the model can be gated. "
+                    f"Reasons: {reasons}"
+                )
             return wanted or free
         selected = []
         for pattern in layers:
@@ -408,26 +534,8 @@ class Gates:
         steps = math.ceil(group.min_width / gate.granularity)
         gate.min_width = max(gate.min_width, steps * gate.granularity)
         self.gates[group.name] = gate
-        for port in group.ports:
-            if port.layer == FEATURES:
-                continue
-            layer = self.model.get_submodule(port.layer)
-            if not any(module is gate for module in self.model.modules()):
-                layer.add_module("gate_" + port.role, gate)
-            if port.role == "in":
-                tap = Tap(gate, layer, port.index)
-                layer.add_module("tap", tap)
-                self._taps.append((group.name, tap, layer))
-                if isinstance(layer, torch.nn.MultiheadAttention):
-                    layer.register_forward_pre_hook(tap.attention_hook)
-                else:
-                    layer.register_forward_pre_hook(tap.hook)
-            elif port.role == "hidden":
-                layer.add_module("masked", MaskedGRU(gate, layer))
-            elif port.role == "heads":
-                layer.add_module("masked", MaskedHeads(gate, layer))
-            elif isinstance(layer, torch.nn.LayerNorm):
-                layer.add_module("masked", MaskedLayerNorm(gate, layer))
+        for tap, layer in attach(self.model, group, gate):
+            self._taps.append((group.name, tap, layer))
 
     def _refresh(self, model, args):
         for gate in self.gates.values():

@@ -23,6 +23,7 @@ from speechbrain.lobes.models.transformer.Transformer import (
 )
 
 from noisegate.attach import Gates, Tap, _MaskedLayer
+from noisegate.cut import cut, kept_features
 from noisegate.gate import Gate
 from noisegate.groups import FEATURES
 from noisegate.layers import GATED_LAYERS
@@ -64,23 +65,12 @@ def compact(gates):
     features = None
     if gates.features is not None:
         features = _strip(copy.deepcopy(gates.features))
-    device = next(model.parameters()).device
-    for group in gates.groups:
-        if group.name not in gates.gates:
-            continue
-        keep = gates.gates[group.name].open_channels().cpu()
-        for port in group.ports:
-            if port.layer == FEATURES:
-                features = _cut_fbank(features, keep)
-                continue
-            layer = model.get_submodule(port.layer)
-            index = keep
-            if port.index is not None:
-                index = torch.isin(port.index, keep).nonzero().flatten()
-            _cut(layer, port.role, index.to(device))
-    for module in model.modules():
-        if isinstance(module, (sb.nnet.CNN.Conv1d, sb.nnet.CNN.Conv2d)):
-            module.in_channels = module.conv.in_channels
+    keep = {
+        name: gate.open_channels().cpu() for name, gate in gates.gates.items()
+    }
+    cut(model, kept_features(gates.groups, keep))
+    if FEATURES in keep:
+        features = _cut_fbank(features, keep[FEATURES])
     return model.eval(), features
 
 
@@ -100,94 +90,6 @@ def _strip(model):
             module.__class__ = type(module).__bases__[0]
             del module.gate
     return model
-
-
-def _select(module, name, dim, index):
-    parameter = getattr(module, name, None)
-    if parameter is None:
-        return
-    selected = parameter.detach().index_select(dim, index).clone()
-    if isinstance(parameter, torch.nn.Parameter):
-        selected = torch.nn.Parameter(selected, parameter.requires_grad)
-    setattr(module, name, selected)
-
-
-def _cut(layer, role, index):
-    """Keeps the features ``index`` of a layer; see Port for the roles."""
-    if isinstance(layer, torch.nn.GRU):
-        _cut_gru(layer, role, index)
-    elif isinstance(layer, torch.nn.MultiheadAttention):
-        _cut_attention(layer, role, index)
-    elif role == "norm":
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            _select(layer, name, 0, index)
-        if isinstance(layer, torch.nn.LayerNorm):
-            layer.normalized_shape = (len(index),)
-        else:
-            layer.num_features = len(index)
-    elif role == "in":
-        _select(layer, "weight", 1, index)
-        _resize(layer, "in", len(index))
-    elif role == "out":
-        _select(layer, "weight", 0, index)
-        _select(layer, "bias", 0, index)
-        _resize(layer, "out", len(index))
-
-
-def _resize(layer, side, size):
-    kind = "features" if isinstance(layer, torch.nn.Linear) else "channels"
-    setattr(layer, f"{side}_{kind}", size)
-
-
-def _cut_gru(layer, role, index):
-    if role == "out":  # its outputs are its hidden units
-        return
-    names = [name for name, _ in layer.named_parameters()]
-    if role == "in":
-        for name in names:
-            if name.startswith("weight_ih_l0"):
-                _select(layer, name, 1, index)
-        layer.input_size = len(index)
-    else:
-        size = layer.hidden_size
-        rows = torch.cat([index + gate * size for gate in range(3)])
-        directions = 2 if layer.bidirectional else 1
-        below = torch.cat([index + d * size for d in range(directions)])
-        for name in names:
-            _select(layer, name, 0, rows)
-            if name.startswith("weight_hh"):
-                _select(layer, name, 1, index)
-            elif name.startswith("weight_ih") and "_l0" not in name:
-                _select(layer, name, 1, below)
-        layer.hidden_size = len(index)
-    layer._init_flat_weights()
-
-
-def _cut_attention(layer, role, index):
-    if role == "in":
-        _select(layer, "in_proj_weight", 1, index)
-    elif role == "out":
-        _select(layer.out_proj, "weight", 0, index)
-        _select(layer.out_proj, "bias", 0, index)
-        layer.out_proj.out_features = len(index)
-    else:  # each head keeps its first dimensions
-        heads, full = layer.num_heads, layer.head_dim
-        size = len(index) // heads
-        first = torch.arange(size, device=index.device)
-        inner = torch.cat([first + head * full for head in range(heads)])
-        rows = torch.cat([inner + part * heads * full for part in range(3)])
-        _select(layer, "in_proj_weight", 0, rows)
-        _select(layer, "in_proj_bias", 0, rows)
-        _select(layer.out_proj, "weight", 1, inner)
-        layer.out_proj.in_features = len(inner)
-        with torch.no_grad():
-            # The smaller layer divides by sqrt(size), training by sqrt(full)
-            scale = (size / full) ** 0.5
-            layer.in_proj_weight[: len(inner)] *= scale
-            if layer.in_proj_bias is not None:
-                layer.in_proj_bias[: len(inner)] *= scale
-        layer.head_dim = size
-        layer.embed_dim = layer.kdim = layer.vdim = len(inner)
 
 
 def _cut_fbank(features, keep):

@@ -17,7 +17,18 @@ import math
 
 import torch
 
-from noisegate.groups import FEATURES
+from noisegate.probe import (
+    CONVS,
+    FEATURES,
+    RECURRENT,
+    TRANSPOSED,
+    depthwise,
+    find_leaves,
+    kind,
+    n_made,
+    n_read,
+    tensors,
+)
 
 
 def linear_cost(layer, n_in, n_out, calls):
@@ -68,14 +79,39 @@ def conv_cost(layer, n_in, n_out, calls):
     return calls["positions"] * weights, params, calls["positions"] * n_out
 
 
-def gru_cost(layer, n_in, n_out, calls):
-    """Cost of a GRU of L layers and D directions with H units.
-
-    ``MACs = positions 3 D H ((n_in + H) + (L - 1)(D H + H))``
+def depthwise_cost(layer, n_in, n_out, calls):
+    """Cost of a convolution of each channel by itself.
 
     Arguments
     ---------
-    layer : torch.nn.GRU
+    layer : torch.nn.Module
+        The convolution.
+    n_in : int or torch.Tensor
+        Number of channels.
+    n_out : int or torch.Tensor
+        The same.
+    calls : dict
+        "positions": number of output positions.
+
+    Returns
+    -------
+    tuple
+        MACs, parameters, activations.
+    """
+    weights = n_in * math.prod(layer.kernel_size)
+    params = weights + n_in * (layer.bias is not None)
+    return calls["positions"] * weights, params, calls["positions"] * n_in
+
+
+def recurrent_cost(layer, n_in, n_out, calls):
+    """Cost of an RNN of L layers and D directions with H units.
+
+    ``MACs = positions G D H ((n_in + H) + (L - 1)(D H + H))``, where G is 3
+    for a GRU, 4 for an LSTM and 1 for a simple RNN.
+
+    Arguments
+    ---------
+    layer : torch.nn.GRU or torch.nn.LSTM or torch.nn.RNN
         The layer.
     n_in : int or torch.Tensor
         Number of input features.
@@ -90,11 +126,12 @@ def gru_cost(layer, n_in, n_out, calls):
         MACs, parameters, activations.
     """
     directions = 2 if layer.bidirectional else 1
+    parts = layer.weight_hh_l0.shape[0] // layer.hidden_size
     per_unit = (n_in + n_out) + (layer.num_layers - 1) * (
         directions * n_out + n_out
     )
-    weights = 3 * directions * n_out * per_unit
-    biases = 6 * directions * n_out * layer.num_layers * layer.bias
+    weights = parts * directions * n_out * per_unit
+    biases = 2 * parts * directions * n_out * layer.num_layers * layer.bias
     elements = calls["positions"] * directions * n_out * layer.num_layers
     return calls["positions"] * weights, weights + biases, elements
 
@@ -128,12 +165,12 @@ def attention_cost(layer, n_in, n_out, calls):
 
 
 def norm_cost(layer, n_in, n_out, calls):
-    """Cost of a normalization: parameters only.
+    """Cost of what treats or normalizes channels: parameters only.
 
     Arguments
     ---------
     layer : torch.nn.Module
-        BatchNorm or LayerNorm.
+        BatchNorm, LayerNorm, PReLU, ...
     n_in : int or torch.Tensor
         Number of channels.
     n_out : int or torch.Tensor
@@ -146,8 +183,30 @@ def norm_cost(layer, n_in, n_out, calls):
     tuple
         0 MACs, parameters, activations.
     """
-    tensors = sum(p is not None for p in (layer.weight, layer.bias))
+    tensors = sum(1 for _ in layer.parameters(recurse=False))
     return 0, tensors * n_in, calls["positions"] * n_in
+
+
+def embedding_cost(layer, n_in, n_out, calls):
+    """Cost of an embedding: parameters only.
+
+    Arguments
+    ---------
+    layer : torch.nn.Embedding
+        The layer.
+    n_in : int
+        Number of tokens.
+    n_out : int or torch.Tensor
+        Number of features.
+    calls : dict
+        "positions": number of vectors.
+
+    Returns
+    -------
+    tuple
+        0 MACs, parameters, activations.
+    """
+    return 0, layer.num_embeddings * n_out, calls["positions"] * n_out
 
 
 def fbank_cost(features, n_in, n_out, calls):
@@ -173,38 +232,41 @@ def fbank_cost(features, n_in, n_out, calls):
     return positions * n_in * n_out, 0, positions * n_out
 
 
-_FORMULAS = (
-    (torch.nn.Linear, linear_cost),
-    ((torch.nn.Conv1d, torch.nn.Conv2d), conv_cost),
-    (torch.nn.GRU, gru_cost),
-    (torch.nn.MultiheadAttention, attention_cost),
-    (
-        (torch.nn.LayerNorm, torch.nn.modules.batchnorm._BatchNorm),
-        norm_cost,
-    ),
-)
-
-
-def _norm_size(layer):
-    """Number of features that a normalization normalizes."""
-    if isinstance(layer, torch.nn.LayerNorm):
-        return math.prod(layer.normalized_shape)
-    return layer.num_features
-
-
-def _record(layer, output):
-    """What a formula needs to know of one forward pass."""
-    if isinstance(output, tuple):
-        output = output[0]
-    if isinstance(layer, (torch.nn.Conv1d, torch.nn.Conv2d)):
-        channels = layer.out_channels
-    elif isinstance(
-        layer, (torch.nn.LayerNorm, torch.nn.modules.batchnorm._BatchNorm)
+def _formula(layer):
+    """The formula of a leaf."""
+    if depthwise(layer):
+        return depthwise_cost
+    if kind(layer) in ("each", "norm"):
+        return norm_cost
+    for kinds, formula in (
+        (torch.nn.Linear, linear_cost),
+        (CONVS + TRANSPOSED, conv_cost),
+        (RECURRENT, recurrent_cost),
+        (torch.nn.Embedding, embedding_cost),
+        (torch.nn.MultiheadAttention, attention_cost),
     ):
-        channels = _norm_size(layer)
+        if isinstance(layer, kinds):
+            return formula
+
+
+def _record(layer, args, output):
+    """What a formula needs to know of one forward pass."""
+    output = tensors(output)[0]
+    if isinstance(layer, TRANSPOSED):
+        # Each input position is multiplied by the whole kernel
+        return {"positions": args[0].numel() // layer.in_channels}
+    if isinstance(layer, CONVS):
+        channels = layer.out_channels
+    elif kind(layer) in ("each", "norm"):
+        channels = n_read(layer)
     else:
         channels = output.shape[-1]
-    return {"positions": output.numel() // channels}
+    recorded = {"positions": output.numel() // channels}
+    if isinstance(layer, torch.nn.MultiheadAttention):
+        # SpeechBrain's layers put time first
+        frames = args[0].shape[1 if layer.batch_first else 0]
+        recorded["pairs"] = recorded["positions"] * frames
+    return recorded
 
 
 class CostModel:
@@ -216,8 +278,8 @@ class CostModel:
         The model at full width.
     groups : list of noisegate.groups.Group
         Its channel groups.
-    example : torch.Tensor
-        Example input, a waveform (1, samples) if there is a front-end.
+    example : list of torch.Tensor
+        Example arguments, a waveform (1, samples) if there is a front-end.
     seconds : float
         Duration of the example: costs are quoted per second of audio.
     features : speechbrain.lobes.features.Fbank
@@ -227,63 +289,74 @@ class CostModel:
     def __init__(self, model, groups, example, seconds, features=None):
         self.seconds = seconds
         self.sizes = {group.name: group.size for group in groups}
-        ports = {}
+        ports = {}  # (path, role): [(group, features per channel)]
         for group in groups:
             for port in group.ports:
-                factor = 1
-                if port.role == "in" and port.index is not None:
-                    factor = len(port.index) // group.size
-                elif port.role == "norm":
+                read = group.size
+                if port.index is not None:
+                    read = int((port.index >= 0).sum())
+                n_each = read // group.size
+                if port.role == "out" and port.layer != FEATURES:
                     layer = model.get_submodule(port.layer)
-                    factor = _norm_size(layer) // group.size
-                ports[port.layer, port.role] = (group.name, factor)
+                    if isinstance(layer, RECURRENT):
+                        n_each = 1  # its units, whatever its directions
+                place = ports.setdefault((port.layer, port.role), [])
+                place.append((group.name, n_each))
         self._layers = []  # (path, layer, formula, in, out, calls)
         calls = self._run(model, example, features)
         if features is not None:
             frames = {"positions": calls.pop(FEATURES)}
             bins = features.compute_fbanks.n_stft
+            made = 0, [(FEATURES, 1)]
             self._layers.append(
-                (FEATURES, features, fbank_cost, bins, (FEATURES, 1), frames)
+                (FEATURES, features, fbank_cost, (bins, []), made, frames)
             )
         for path, (layer, formula, recorded) in calls.items():
-            # Layers in no group, e.g. behind a fixed axis, keep their size
-            read = ports.get((path, "in")) or ports.get((path, "norm"))
-            read = read or layer.weight.shape[1]
-            made = ports.get((path, "out")) or read
-            self._layers.append((path, layer, formula, read, made, recorded))
+
+            def width(role, full, path=path):
+                # Features of no group, e.g. of the input, are always there
+                parts = ports.get((path, role), [])
+                varying = sum(self.sizes[name] * n for name, n in parts)
+                return full - varying, parts
+
+            if kind(layer) == "maker":
+                n_in = (0, [])
+                if formula is not embedding_cost:
+                    n_in = width("in", n_read(layer))
+                n_out = width("out", n_made(layer))
+            else:
+                n_in = n_out = width("norm", n_read(layer))
+            self._layers.append((path, layer, formula, n_in, n_out, recorded))
         self._full_macs = self.macs()  # asked for at every step
 
     def _run(self, model, example, features):
         """One evaluation pass that records what the formulas need."""
         calls, handles = {}, []
 
-        def watch(path, layer, formula):
-            def hook(module, args, output):
-                recorded = _record(module, output)
-                if isinstance(module, torch.nn.MultiheadAttention):
-                    frames = args[0].shape[0]
-                    recorded["pairs"] = recorded["positions"] * frames
+        def watch(path, layer):
+            def hook(module, args, kwargs, output):
+                recorded = _record(module, [*args, *kwargs.values()], output)
                 if path in calls:  # the layer is used more than once
                     for key, value in calls[path][2].items():
                         recorded[key] += value
-                calls[path] = (layer, formula, recorded)
+                calls[path] = (layer, _formula(layer), recorded)
 
-            handles.append(layer.register_forward_hook(hook))
+            handles.append(layer.register_forward_hook(hook, with_kwargs=True))
 
-        for path, layer in model.named_modules():
-            for kinds, formula in _FORMULAS:
-                if isinstance(layer, kinds):
-                    watch(path, layer, formula)
-        training = model.training
+        for path, layer in find_leaves(model).items():
+            watch(path, layer)
+        training = {module: module.training for module in model.modules()}
         model.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), torch.random.fork_rng():
                 if features is not None:
-                    example = features(example)
-                    calls[FEATURES] = example.numel() // example.shape[-1]
-                model(example)
+                    example = [features(example[0])]
+                    frames = example[0].numel() // example[0].shape[-1]
+                    calls[FEATURES] = frames
+                model(*example)
         finally:
-            model.train(training)
+            for module, mode in training.items():
+                module.training = mode
             for handle in handles:
                 handle.remove()
         return calls
@@ -293,10 +366,8 @@ class CostModel:
         widths = {**self.sizes, **(widths or {})}
 
         def resolve(width):
-            if isinstance(width, int):
-                return width
-            name, factor = width
-            return widths[name] * factor
+            fixed, parts = width
+            return fixed + sum(widths[name] * n for name, n in parts)
 
         for path, layer, formula, read, made, calls in self._layers:
             yield path, formula(layer, resolve(read), resolve(made), calls)

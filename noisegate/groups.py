@@ -5,55 +5,34 @@ channels appear: as outputs or inputs of a layer, inside a normalization, in
 the recurrence of an RNN, in the heads of an attention layer. Groups are all
 that gates, cost formulas and compaction know of a model.
 
-:func:`find_groups` derives the groups of chains of SpeechBrain layers
-(``Sequential`` and what it can hold).
+:func:`find_groups` makes groups of what :mod:`noisegate.probe` observes in any
+model: channels that look alike, that is appear in the same layers equally
+often, share a width.
 
 Authors
  * The noisegate developers, 2026
 """
 
+import collections
 import dataclasses
 from typing import Optional
 
-import speechbrain as sb
 import torch
 from speechbrain.lobes.models.transformer.Transformer import (
     TransformerEncoderLayer,
 )
 
 from noisegate.layers import GATED_LAYERS
+from noisegate.probe import CONVS, FEATURES, RECURRENT, Probe, n_read, out_index
 
-# Layers that treat each channel for itself and map 0 to 0 or are followed by
-# the gate of whatever reads them, so that they need no port.
-_CHANNELWISE = (
-    torch.nn.ReLU,
-    torch.nn.LeakyReLU,
-    torch.nn.ELU,
-    torch.nn.GELU,
-    torch.nn.SiLU,
-    torch.nn.Tanh,
-    torch.nn.Sigmoid,
-    torch.nn.Hardswish,
-    torch.nn.Dropout,
-    torch.nn.Identity,
-    sb.nnet.activations.Swish,
-    sb.nnet.dropout.Dropout2d,
+_FRAMES = 64  # of the example that probing makes for itself
+# Modules of SpeechBrain that hold one torch layer
+_WRAPPERS = (
+    "speechbrain.nnet.linear",
+    "speechbrain.nnet.CNN",
+    "speechbrain.nnet.RNN",
+    "speechbrain.nnet.embedding",
 )
-_CONTAINERS = (
-    sb.nnet.containers.Sequential,
-    torch.nn.Sequential,
-)
-# SpeechBrain's wrappers and the attribute that holds the torch layer
-_WRAPPERS = {
-    sb.nnet.linear.Linear: "w",
-    sb.nnet.CNN.Conv1d: "conv",
-    sb.nnet.CNN.Conv2d: "conv",
-    sb.nnet.normalization.BatchNorm1d: "norm",
-    sb.nnet.normalization.BatchNorm2d: "norm",
-    sb.nnet.normalization.LayerNorm: "norm",
-    sb.nnet.RNN.GRU: "rnn",
-}
-FEATURES = "features"
 
 
 @dataclasses.dataclass
@@ -66,10 +45,12 @@ class Port:
         Path of the torch layer in the model; "features" for the front-end.
     role : str
         "out": the layer computes the channels. "in": it reads them.
-        "norm": it normalizes them. "hidden": they are its recurrent units.
-        "heads": the inner widths of its attention heads follow the group.
+        "norm": it normalizes them or treats them one by one. "hidden": they
+        are its recurrent units. "heads": the inner widths of its attention
+        heads follow the group.
     index : torch.Tensor
-        Channel of each feature of the layer, None for the identity.
+        Channel of each feature of the layer, -1 for features that are not
+        of this group; None if feature i is channel i.
     """
 
     layer: str
@@ -119,51 +100,28 @@ class Group:
         return [port for port in self.ports if port.role == role]
 
 
-@dataclasses.dataclass
-class _Flow:
-    """Features between two layers: their group and the channel of each."""
-
-    group: Group
-    index: Optional[torch.Tensor] = None
-
-    def read_by(self, layer, n_features):
-        """Registers a layer that reads the features."""
-        size = self.group.size
-        index = self.index
-        if index is None and n_features != size:
-            # (batch, time, freq, channel) flattened: channels vary fastest
-            if n_features % size:
-                raise ValueError(
-                    f"{layer} reads {n_features} features, which is no "
-                    f"multiple of the {size} channels of {self.group.name}"
-                )
-            index = torch.arange(n_features) % size
-        self.group.add(layer, "in", index)
-
-
-def find_groups(model, features=None):
-    """Finds the channel groups of a chain of layers.
-
-    Follows SpeechBrain's ``Sequential`` containers (and torch's) of Linear,
-    Conv1d, Conv2d, BatchNorm, LayerNorm, GRU and TransformerEncoderLayer,
-    and activations between them.
+def find_groups(model, features=None, example=None):
+    """Finds the channel groups of a model.
 
     Arguments
     ---------
     model : torch.nn.Module
-        The model; its input are the features.
+        The model; its first input are the features.
     features : speechbrain.lobes.features.Fbank
         Front-end whose filters are channels too, optional.
+    example : list of torch.Tensor
+        Arguments of the model; random features (batch, time, features) if
+        left out.
 
     Returns
     -------
     list of Group
-        In data-flow order; the last one is the output of the model (fixed).
+        In the order of the layers; those that may not change say why.
 
     Raises
     ------
     ValueError
-        For a layer that cannot be followed; names it.
+        If the forward is not deterministic, see :class:`noisegate.probe.Probe`.
 
     Example
     -------
@@ -179,19 +137,33 @@ def find_groups(model, features=None):
     hidden 16 None
     out 1 the output of the model
     """
+    if example is None:
+        if features is None:
+            n_features = _input_size(model)
+        else:
+            n_features = features.compute_fbanks.n_mels
+        example = [torch.zeros(1, _FRAMES, n_features)]
+    first = example[0]
+    if first.is_floating_point() and first.std() == 0:
+        # Silence does not tell whether something passes
+        draw = torch.Generator().manual_seed(0)
+        noise = 0.5 + torch.rand(first.shape, generator=draw)
+        example = [noise.to(first), *example[1:]]
+    probe = Probe(model, example, with_features=features is not None)
+    groups = _Finder(model, probe).groups()
     if features is None:
-        group = Group(FEATURES, _input_size(model))
+        group = Group(FEATURES, first.shape[-1])
         group.fixed = "the input of the model"
+        groups.insert(0, group)
     else:
-        group = Group(FEATURES, features.compute_fbanks.n_mels)
-        group.wanted = isinstance(features, GATED_LAYERS)
-        group.gate = getattr(features, "gate", None)
-        group.add(FEATURES, "out")
-        if features.deltas or features.context:
-            group.fixed = "deltas or context windows follow the filterbank"
-    groups = [group]
-    last = _follow("", model, _Flow(group), groups)
-    last.group.fixed = "the output of the model"
+        for group in groups:
+            if group.name == FEATURES:
+                group.wanted = isinstance(features, GATED_LAYERS)
+                group.gate = getattr(features, "gate", None)
+                if features.deltas or features.context:
+                    group.fixed = (
+                        "deltas or context windows follow the filterbank"
+                    )
     return groups
 
 
@@ -208,120 +180,167 @@ def _input_size(model):
     raise ValueError(f"no layer with weights in {type(model).__name__}")
 
 
-def _follow(path, module, flow, groups):
-    """Follows the features through one module; returns the flow behind it."""
+class _Finder:
+    """Makes groups of the connected features of a probed model."""
 
-    def join(*names):
-        return ".".join(name for name in (path, *names) if name)
+    def __init__(self, model, probe):
+        self.model, self.probe = model, probe
+        # Ports are listed in the order of calls
+        self.order = {path: i for i, path in enumerate(probe.called, 1)}
+        self.order[FEATURES] = 0
 
-    if isinstance(module, _CONTAINERS):
-        for name, child in module.named_children():
-            flow = _follow(join(name), child, flow, groups)
-        return flow
-    if isinstance(module, TransformerEncoderLayer):
-        return _follow_encoder(join, module, flow, groups)
-    for wrapper, attribute in _WRAPPERS.items():
-        if isinstance(module, wrapper):
-            leaf = getattr(module, attribute)
-            flow = _follow_leaf(join(attribute), leaf, flow, groups, path)
-            if getattr(module, "unsqueeze", False):
-                # SpeechBrain takes away an output axis of size 1 then
-                flow.group.min_width = min(2, flow.group.size)
-            if isinstance(module, GATED_LAYERS):
-                flow.group.wanted, flow.group.gate = True, module.gate
-            return flow
-    if isinstance(module, _CHANNELWISE):
-        return flow
-    if next(module.children(), None) is None:
-        return _follow_leaf(path, module, flow, groups, path)
-    raise _unknown(path, module)
+    def groups(self):
+        """Returns the groups, those that may not change among them."""
+        alike = collections.defaultdict(list)
+        for members, reason in self.probe.components():
+            places = collections.defaultdict(list)
+            for path, role, number in sorted(members):
+                places[path, role].append(number)
+            if not any(role == "out" for _, role in places):
+                continue  # comes from the input
+            if reason is None and not any(r == "in" for _, r in places):
+                reason = "no layer reads it"
+            counts = tuple(sorted((k, len(v)) for k, v in places.items()))
+            alike[counts, reason].append(places)
+        found = [
+            self._sorted(channels, reason)
+            for (_, reason), channels in alike.items()
+        ]
+        found = self._in_lockstep(found)
+        found.sort(key=lambda item: self._first(item[0][0]))
+        groups, names = [], collections.Counter()
+        for channels, reason in found:
+            group = self._group(channels, reason)
+            names[group.name] += 1
+            if names[group.name] > 1:
+                group.name += f":{names[group.name]}"
+            groups.append(group)
+        return groups
 
+    def _first(self, places):
+        """What a channel is sorted by: the first place where it is made."""
+        return min(
+            (self.order[path], min(numbers))
+            for (path, role), numbers in places.items()
+            if role == "out"
+        )
 
-def _unknown(path, module):
-    return ValueError(
-        f"features cannot be followed through '{path}' "
-        f"({type(module).__module__}.{type(module).__name__}): use layers of "
-        "speechbrain.nnet or torch.nn that noisegate.groups lists"
-    )
+    def _sorted(self, channels, reason):
+        return sorted(channels, key=self._first), reason
 
-
-def _follow_leaf(path, leaf, flow, groups, name):
-    """Follows the features through a torch layer."""
-    if isinstance(leaf, torch.nn.modules.batchnorm._BatchNorm):
-        if flow.index is None and leaf.num_features != flow.group.size:
-            raise _unknown(path, leaf)
-        flow.group.add(path, "norm", flow.index)
-        return flow
-    if isinstance(leaf, torch.nn.LayerNorm):
-        if leaf.normalized_shape != (flow.group.size,):
-            flow.group.fixed = f"{path} normalizes over more than channels"
-        flow.group.add(path, "norm")
-        return flow
-    if isinstance(leaf, torch.nn.Linear):
-        n_in, n_out, index = leaf.in_features, leaf.out_features, None
-    elif isinstance(leaf, (torch.nn.Conv1d, torch.nn.Conv2d)):
-        if leaf.groups != 1:
-            raise ValueError(
-                f"'{path}' has groups={leaf.groups}: grouped convolutions "
-                "cannot be followed"
+    def _in_lockstep(self, found):
+        """Joins groups of equal size that one layer makes: chunks of it."""
+        free = [item for item in found if item[1] is None]
+        kept = [item for item in found if item[1] is not None]
+        while free:
+            channels, _ = free.pop(0)
+            makers = {p for p, role in channels[0] if role == "out"}
+            partner = next(
+                (
+                    item
+                    for item in free
+                    if makers & {p for p, r in item[0][0] if r == "out"}
+                    and len(item[0]) == len(channels)
+                    and len(channels) > 1
+                ),
+                None,
             )
-        n_in, n_out, index = leaf.in_channels, leaf.out_channels, None
-        if isinstance(leaf, torch.nn.Conv2d) and n_in == 1:
-            # Input features are positions on the frequency axis here
-            flow.group.fixed = f"{path} convolves over it"
-            flow = _Flow(Group("", 1))
-    elif isinstance(leaf, torch.nn.GRU):
-        n_in, n_out = leaf.input_size, leaf.hidden_size
-        if leaf.bidirectional:
-            index = torch.arange(2 * n_out) % n_out
-        else:
-            index = None
-    else:
-        raise _unknown(path, leaf)
-    flow.read_by(path, n_in)
-    group = Group(name, n_out)
-    group.add(path, "out", index)
-    if isinstance(leaf, torch.nn.GRU):
-        group.add(path, "hidden")
-    groups.append(group)
-    return _Flow(group, index)
+            if partner is None:
+                kept.append((channels, None))
+                continue
+            free.remove(partner)
+            for mine, others in zip(channels, partner[0]):
+                for place, numbers in others.items():
+                    mine[place] = sorted(mine[place] + numbers)
+            free.insert(0, (channels, None))
+        return kept
 
+    def _group(self, channels, reason):
+        """One group of equal channels [{(path, role): numbers}]."""
+        path = self.probe.called[self._first(channels[0])[0] - 1]
+        if self._first(channels[0])[0] == 0:
+            path = FEATURES
+        group = Group(self._name(path), len(channels), fixed=reason)
+        n_made = len(channels[0][path, "out"])
+        if len(channels) == 1 and n_made > 1:
+            # All in one: shown with what makes them
+            group.size = n_made
+            group.fixed = reason or self._mixed(channels[0])
+            group.add(path, "out")
+            return group
+        places = sorted(
+            channels[0], key=lambda p: (self.order[p[0]], p[1] == "out", p[1])
+        )
+        for place in places:
+            self._add(group, place, [item[place] for item in channels])
+        if group.fixed is None and len(channels) == 1:
+            group.fixed = "a single channel"
+        self._complete(group, path)
+        return group
 
-def _follow_encoder(join, layer, flow, groups):
-    """Follows the features through a TransformerEncoderLayer.
+    def _mixed(self, places):
+        """Why channels cannot be told apart."""
+        for path, role in sorted(places, key=lambda p: self.order[p[0]]):
+            layer = self.probe.leaves.get(path)
+            if role == "in" and isinstance(layer, CONVS):
+                if layer.in_channels == 1:
+                    return f"{path} convolves over it"
+        return "its channels are mixed between the layers"
 
-    Its residual sums tie input, attention output and feed-forward output to
-    one group. The inner widths of the heads follow the model width, so that
-    the cut layer is an ordinary layer of smaller ``d_model`` with all its
-    heads, as in the published models.
-    """
-    if type(layer.self_att) is not sb.nnet.attention.MultiheadAttention:
-        raise _unknown(join("self_att"), layer.self_att)
-    attention = layer.self_att.att
-    if flow.index is not None or not attention._qkv_same_embed_dim:
-        raise _unknown(join(), layer)
-    model_width = flow.group
-    heads = attention.num_heads
-    if model_width.granularity % heads:
-        model_width.granularity *= heads
-    path = join("self_att.att")
-    for role in ("in", "heads", "out"):
-        model_width.add(path, role)
-    model_width.add(join("norm1.norm"), "norm")
-    model_width.add(join("norm2.norm"), "norm")
-    ffn = layer.pos_ffn
-    if layer.pos_ffn_type == "regularFFN":
-        first, last = "pos_ffn.ffn.0", "pos_ffn.ffn.3"
-        width = ffn.ffn[0].out_features
-    else:
-        first, last = "pos_ffn.0.conv", "pos_ffn.2.conv"
-        width = ffn[0].conv.out_channels
-    hidden = Group(join("pos_ffn"), width)
-    hidden.wanted = isinstance(layer, GATED_LAYERS)
-    hidden.gate = getattr(layer, "gate", None)
-    model_width.add(join(first), "in")
-    hidden.add(join(first), "out")
-    hidden.add(join(last), "in")
-    model_width.add(join(last), "out")
-    groups.append(hidden)
-    return _Flow(model_width)
+    def _add(self, group, place, numbers):
+        """Adds a port: numbers are those of each channel."""
+        path, role = place
+        layer = self.probe.leaves.get(path)
+        index = torch.full((self._n_features(path, role),), -1)
+        for channel, own in enumerate(numbers):
+            index[own] = channel
+        identity = torch.equal(index, torch.arange(group.size))
+        if role == "out" and isinstance(layer, RECURRENT):
+            units = None if identity else index
+            index = index[out_index(layer)]
+            identity = torch.equal(index, torch.arange(group.size))
+            group.add(path, role, None if identity else index)
+            group.add(path, "hidden", units)
+            return
+        group.add(path, role, None if identity else index)
+        if role == "in" and isinstance(layer, torch.nn.MultiheadAttention):
+            group.add(path, "heads")
+            if not identity or not layer._qkv_same_embed_dim:
+                group.fixed = f"{path} does not read it as it is"
+            elif group.granularity % layer.num_heads:
+                group.granularity *= layer.num_heads
+
+    def _n_features(self, path, role):
+        """Number of features of a layer in one role."""
+        if path == FEATURES or role == "out":
+            return self.probe.makers[path]
+        layer = self.probe.leaves[path]
+        return n_read(layer)
+
+    def _name(self, path):
+        """The path without what SpeechBrain's layers wrap around it."""
+        parts = path.split(".")
+        for i, part in enumerate(parts):
+            above = self.model.get_submodule(".".join(parts[:i]))
+            if isinstance(above, TransformerEncoderLayer) and (
+                part == "pos_ffn"
+            ):
+                return ".".join(parts[: i + 1])
+            bases = type(above).__mro__
+            if any(kind.__module__.startswith(_WRAPPERS) for kind in bases):
+                return ".".join(parts[:i])
+        return path
+
+    def _complete(self, group, path):
+        """What the wrapper around the first maker says about its group."""
+        parts = path.split(".")
+        for i in range(1, len(parts)):
+            above = self.model.get_submodule(".".join(parts[:i]))
+            if getattr(above, "unsqueeze", False):
+                # SpeechBrain takes away an output axis of size 1 then
+                group.min_width = min(2, group.size)
+            if isinstance(above, GATED_LAYERS) and (
+                group.name
+                in (".".join(parts[:i]), ".".join(parts[:i] + ["pos_ffn"]))
+            ):
+                group.wanted, group.gate = True, above.gate

@@ -2,9 +2,12 @@
 
 import speechbrain as sb
 import torch
+from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
+from speechbrain.lobes.models.ResNet import ResNet as SpeakerResNet
 from speechbrain.lobes.models.transformer.Transformer import (
     TransformerEncoderLayer,
 )
+from speechbrain.lobes.models.Xvector import Xvector
 from speechbrain.nnet.CNN import Conv1d, Conv2d
 from speechbrain.nnet.containers import Sequential
 from speechbrain.nnet.linear import Linear
@@ -119,6 +122,85 @@ MODELS = {
     "transformer_cnn": transformer_cnn,
     "transformer_cnn_post": transformer_cnn_post,
     "norms": norms,
+}
+
+
+class Block(torch.nn.Module):
+    """Two convolutions with a residual sum."""
+
+    def __init__(self, n_in, n_out, stride):
+        super().__init__()
+        self.conv1 = torch.nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False)
+        self.bn1 = torch.nn.BatchNorm2d(n_out)
+        self.conv2 = torch.nn.Conv2d(n_out, n_out, 3, 1, 1, bias=False)
+        self.bn2 = torch.nn.BatchNorm2d(n_out)
+        self.down = torch.nn.Sequential()
+        if stride > 1:
+            self.down = torch.nn.Sequential(
+                torch.nn.Conv2d(n_in, n_out, 1, stride, bias=False),
+                torch.nn.BatchNorm2d(n_out),
+            )
+
+    def forward(self, x):
+        """Returns (batch, channels, time, frequency)."""
+        y = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(y)) + self.down(x))
+
+
+class ResNet(torch.nn.Module):
+    """Two residual stacks and statistics pooling."""
+
+    def __init__(self, bands=12, flatten=True):
+        super().__init__()
+        self.flatten = flatten
+        self.conv = torch.nn.Conv2d(1, 6, 3, 1, 1, bias=False)
+        self.bn = torch.nn.BatchNorm2d(6)
+        self.stack1 = torch.nn.Sequential(Block(6, 6, 1), Block(6, 6, 1))
+        self.stack2 = torch.nn.Sequential(Block(6, 7, 2), Block(7, 7, 1))
+        self.out = torch.nn.Linear(14 * (bands // 2 if flatten else 1), 2)
+
+    def forward(self, x):
+        """Returns two scores for each utterance."""
+        x = x.transpose(1, 2).unsqueeze(1)
+        x = torch.relu(self.bn(self.conv(x)))
+        x = self.stack2(self.stack1(x))
+        # Over time alone, or over time and frequency
+        x = x.flatten(1, 2) if self.flatten else x.flatten(2)
+        deviation = (x.var(2) + 1e-5).sqrt()
+        return self.out(torch.cat([x.mean(2), deviation], 1))
+
+
+RESIDUAL = {
+    "resnet": (ResNet, (2, 20, 12)),
+    "resnet_pooled": (lambda: ResNet(flatten=False), (2, 20, 12)),
+    "sb_resnet": (
+        lambda: SpeakerResNet(
+            input_size=16,
+            channels=[4, 4, 6, 6],
+            block_sizes=[1, 2, 1, 1],
+            lin_neurons=5,
+        ),
+        (2, 20, 16),
+    ),
+    "ecapa": (
+        lambda: ECAPA_TDNN(
+            10,
+            channels=[32, 32, 32, 32, 24],
+            attention_channels=7,
+            res2net_scale=4,
+            se_channels=6,
+            lin_neurons=5,
+        ),
+        (2, 20, 10),
+    ),
+    "xvector": (
+        lambda: Xvector(
+            in_channels=10,
+            tdnn_channels=[8, 8, 8, 8, 12],
+            lin_neurons=5,
+        ),
+        (2, 25, 10),
+    ),
 }
 
 

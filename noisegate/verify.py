@@ -1,0 +1,160 @@
+"""Cuts groups of a model on trial and fixes those for which it is not exact.
+
+What :mod:`noisegate.probe` sees is which features depend on which channels;
+whether the model still computes the same with fewer of them is found out by
+cutting copies of it. Code between the layers may count channels, reshape them
+with constants or draw random numbers for them.
+
+Authors
+ * The noisegate developers, 2026
+"""
+
+import copy
+
+import torch
+
+from noisegate.cut import cut, kept_features
+from noisegate.gate import NoiseGate
+from noisegate.probe import FEATURES, tensors
+
+_TOLERANCE = 2e-5  # of float32 sums over some layers, relative to the output
+_MAX_NOISE = 1e-3  # of models that draw random numbers in evaluation
+
+
+def fix_inexact(model, groups, inputs, attach):
+    """Fixes the groups whose cut model does not equal the masked one.
+
+    All groups are cut at once to random and to their smallest widths; if that
+    is not exact, one after the other.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        A plain model; is not changed.
+    groups : list of noisegate.groups.Group
+        Its groups; ``fixed`` and ``min_width`` may change.
+    inputs : list of torch.Tensor
+        Arguments of the model.
+    attach : callable
+        Masks a group: :func:`noisegate.attach.attach`.
+
+    Raises
+    ------
+    ValueError
+        If the model draws so many random numbers in evaluation that nothing
+        can be compared.
+    """
+    trial = _Trial(model, inputs, attach)
+    free = [group for group in groups if group.fixed is None]
+    if trial.failure(free) is None:
+        return
+    exact = []
+    for group in free:
+        failure = trial.failure([group])
+        if failure is not None and group.min_width == 1 < group.size:
+            # Axes of size 1 are often taken away
+            group.min_width = 2
+            failure = trial.failure([group])
+        if failure is None:
+            exact.append(group)
+        else:
+            group.fixed = f"not exact when cut: {failure}"
+    if trial.failure(exact) is None:
+        return
+    together = []
+    for group in exact:
+        failure = trial.failure([*together, group])
+        if failure is None:
+            together.append(group)
+        else:
+            group.fixed = f"not exact when cut with others: {failure}"
+
+
+class _Trial:
+    """Compares masked and cut copies of a model with random parameters."""
+
+    def __init__(self, model, inputs, attach):
+        self.inputs = inputs
+        self.attach = attach
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.model = copy.deepcopy(model).eval()
+            self._randomise()
+            outputs = [self._run(self.model, inputs, seed) for seed in (0, 1)]
+        # A model may draw random numbers in evaluation too
+        self.noise = self._difference(*outputs)
+        if not self.noise <= _MAX_NOISE:
+            raise ValueError(
+                f"the output of {type(model).__name__} in evaluation mode "
+                f"changes by {self.noise:.1g} (relative) from one pass to the "
+                "next: with so much randomness it cannot be told whether "
+                "cutting is exact"
+            )
+
+    @torch.no_grad()
+    def _randomise(self):
+        """Makes channels differ: initial values hide wrong cuts."""
+        for parameter in self.model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+            elif not parameter.any():
+                parameter.normal_(std=0.1)
+        for module in self.model.modules():
+            if getattr(module, "running_var", None) is not None:
+                module.running_mean.normal_(std=0.3)
+                module.running_var.uniform_(0.5, 1.5)
+
+    @staticmethod
+    @torch.no_grad()
+    def _run(model, inputs, seed=0):
+        torch.manual_seed(seed)
+        return [x for x in tensors(model(*inputs)) if x.is_floating_point()]
+
+    @staticmethod
+    def _difference(one, other):
+        """Greatest difference relative to the greatest value."""
+        worst = 0.0
+        for x, y in zip(one, other):
+            if x.shape != y.shape:
+                return float("inf")
+            if x.numel():
+                scale = x.abs().max().clamp(min=1e-6)
+                worst = max(worst, float((x - y).abs().max() / scale))
+        return worst
+
+    def failure(self, groups):
+        """Returns why cutting some groups is not exact, or None if it is."""
+        for smallest in (False, True):
+            try:
+                with torch.random.fork_rng():
+                    torch.manual_seed(int(smallest))
+                    difference = self._cut_and_compare(groups, smallest)
+            except Exception as error:
+                first = (str(error).splitlines() or [""])[0]
+                return f"{type(error).__name__}: {first}"
+            if not difference <= _TOLERANCE + 4 * self.noise:
+                return f"the output changes by {difference:.1g} (relative)"
+        return None
+
+    def _cut_and_compare(self, groups, smallest):
+        masked = copy.deepcopy(self.model)
+        keep = {}
+        for group in groups:
+            step = group.granularity
+            gate = NoiseGate(group.size, 1 / group.size, step)
+            gate.rank.copy_(torch.randperm(group.size))
+            least = -(-max(group.min_width, step) // step)
+            most = least if smallest else group.size // step
+            width = int(torch.randint(least, most + 1, ())) * step
+            gate.min_width = min(gate.min_width, width)
+            gate.freeze(width)
+            gate.to(self.inputs[0].device).refresh()
+            self.attach(masked, group, gate)
+            keep[group.name] = gate.open_channels()
+        small = cut(copy.deepcopy(self.model), kept_features(groups, keep))
+        inputs = list(self.inputs)
+        if FEATURES in keep:
+            inputs[0] = inputs[0].index_select(-1, keep[FEATURES])
+        return self._difference(
+            self._run(masked, self.inputs), self._run(small, inputs)
+        )

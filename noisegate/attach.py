@@ -20,8 +20,18 @@ from torch.func import functional_call
 
 from noisegate.cost import CostModel
 from noisegate.gate import NoiseGate, bounded_sqrt
-from noisegate.groups import FEATURES, find_groups
-from noisegate.probe import RECURRENT, TRANSPOSED, kind, n_read
+from noisegate.groups import find_groups, not_silent
+from noisegate.leaves import (
+    ATTENTION,
+    CELLS,
+    FEATURES,
+    RECURRENT,
+    TRANSPOSED,
+    kind,
+    n_read,
+    normalized,
+    scale_and_shift,
+)
 from noisegate.verify import fix_inexact
 
 _STATISTICS_MOMENTUM = 0.05
@@ -178,7 +188,9 @@ class Tap(torch.nn.Module):
             if layer.bidirectional:
                 weights.append(layer.weight_ih_l0_reverse)
             weight = torch.cat(weights)
-        elif isinstance(layer, torch.nn.MultiheadAttention):
+        elif isinstance(layer, CELLS):
+            weight = layer.weight_ih
+        elif isinstance(layer, ATTENTION):
             weight = layer.in_proj_weight
         else:
             weight = layer.weight
@@ -251,40 +263,38 @@ def _call(mask, layer, *args, **kwargs):
 
 
 class MaskedNorm(_MaskedLayer):
-    """LayerNorm or GroupNorm whose statistics count channels as gates say.
+    """A normalization whose statistics count channels as the gates say.
 
     Arguments
     ---------
-    layer : torch.nn.LayerNorm or torch.nn.GroupNorm
-        The layer.
+    layer : torch.nn.Module
+        LayerNorm, GroupNorm of one group or one of SpeechBrain's own.
     """
 
     def run(self, layer, x):
         """Returns the normalized features."""
         x32 = x.float() if x.dtype in (torch.bfloat16, torch.half) else x
-        if isinstance(layer, torch.nn.LayerNorm):
-            shape = layer.normalized_shape
-            dims = tuple(range(-len(shape), 0))
-        else:
-            shape = (layer.num_channels, *[1] * (x.dim() - 2))
-            dims = tuple(range(1, x.dim()))
+        channels, dims = normalized(layer, x.dim())
+        shape = [
+            x.shape[dim] if dim in channels else 1 for dim in range(-x.dim(), 0)
+        ]
         weights = self.weights(n_read(layer), x32).view(shape)
         n_positions = math.prod(x.shape[dim] for dim in dims) / weights.numel()
         # Stochastic gates may all be closed at once
-        total = weights.sum().clamp(min=1e-6) * n_positions
-        weights = weights / total
+        weights = weights / (weights.sum().clamp(min=1e-6) * n_positions)
         centred = x32 - (x32 * weights).sum(dims, keepdim=True)
         variance = (centred.square() * weights).sum(dims, keepdim=True)
-        y = centred * torch.rsqrt(variance + layer.eps)
-        if layer.weight is not None:
-            y = y * layer.weight.view(shape)
-        if layer.bias is not None:
-            y = y + layer.bias.view(shape)
+        y = centred * torch.rsqrt(variance + getattr(layer, "eps", 1e-8))
+        scale, shift = scale_and_shift(layer)
+        if scale is not None:
+            y = y * scale.view(shape)
+        if shift is not None:
+            y = y + shift.view(shape)
         return y.to(x.dtype)
 
 
 class MaskedRecurrence(_MaskedLayer):
-    """GRU, LSTM or RNN in which no unit reads a closed unit.
+    """GRU, LSTM, RNN or a cell of one in which no unit reads a closed unit.
 
     Units at the edge fade without noise inside the recurrence (the fused
     kernels leave no room for it) and with noise in the layer that reads the
@@ -292,20 +302,20 @@ class MaskedRecurrence(_MaskedLayer):
 
     Arguments
     ---------
-    layer : torch.nn.GRU or torch.nn.LSTM or torch.nn.RNN
+    layer : torch.nn.Module
         The layer.
     """
 
     def run(self, layer, *args, **kwargs):
         """Returns output and state of the layer."""
-        factor = self.weights(layer.hidden_size, layer.weight_hh_l0)
+        factor = self.weights(layer.hidden_size, next(layer.parameters()))
         factor = bounded_sqrt(factor)
-        directions = 2 if layer.bidirectional else 1
+        directions = 2 if getattr(layer, "bidirectional", False) else 1
         parameters = {}
         for name, parameter in layer.named_parameters():
             if name.startswith("weight_hh"):
                 parameters[name] = parameter * factor
-            elif name.startswith("weight_ih") and "_l0" not in name:
+            elif name.startswith("weight_ih_l") and "_l0" not in name:
                 parameters[name] = parameter * factor.repeat(directions)
         return self.with_parameters(parameters, args, kwargs)
 
@@ -349,7 +359,7 @@ def attach(model, group, gate):
     """
     taps = []
     for port in group.ports:
-        if port.layer == FEATURES:
+        if port.layer == FEATURES or port.role.startswith("axis"):
             continue
         layer = model.get_submodule(port.layer)
         if not any(module is gate for module in model.modules()):
@@ -359,7 +369,7 @@ def attach(model, group, gate):
             tap = Tap(gate, layer, port.index)
             layer.add_module(_free_name(layer, "tap"), tap)
             taps.append((tap, layer))
-            if isinstance(layer, torch.nn.MultiheadAttention):
+            if isinstance(layer, ATTENTION):
                 layer.register_forward_pre_hook(
                     tap.attention_hook, with_kwargs=True
                 )
@@ -368,7 +378,9 @@ def attach(model, group, gate):
         elif port.role == "hidden":
             _masked(layer, MaskedRecurrence).add(gate, port.index)
         elif port.role == "heads":
-            _masked(layer, MaskedHeads).add(gate, port.index)
+            follows = isinstance(layer, torch.nn.MultiheadAttention)
+            form = MaskedHeads if follows else MaskedDimensions
+            _masked(layer, form).add(gate, port.index)
         elif kind(layer) == "norm":
             _masked(layer, MaskedNorm).add(gate, port.index)
     return taps
@@ -389,6 +401,30 @@ def _masked(layer, form):
     if not isinstance(getattr(layer, "masked", None), form):
         layer.add_module("masked", form(layer))
     return layer.masked
+
+
+class MaskedDimensions(_MaskedLayer):
+    """Attention whose heads have closed dimensions.
+
+    Arguments
+    ---------
+    layer : speechbrain.nnet.attention.RelPosMHAXL
+        The layer.
+    """
+
+    def run(self, layer, *args, **kwargs):
+        """Returns output and weights of the attention."""
+        weight = layer.in_proj_weight
+        factor = bounded_sqrt(self.weights(layer.head_dim, weight))
+        # Queries, keys and values of a head lie side by side
+        rows = factor.repeat(3 * layer.num_heads)
+        biases = factor.repeat(layer.num_heads).view(-1, layer.num_heads)
+        parameters = {
+            "in_proj_weight": weight * rows[:, None],
+            "pos_bias_u": layer.pos_bias_u * biases,
+            "pos_bias_v": layer.pos_bias_v * biases,
+        }
+        return self.with_parameters(parameters, args, kwargs)
 
 
 class Gates:
@@ -423,6 +459,9 @@ class Gates:
         In Hz.
     input_shape : list of int
         Without ``features``: shape (1, frames, features) of ``segment_s``.
+    example : list
+        Without ``features``, if the model reads something else: arguments of
+        its forward for ``segment_s`` seconds.
 
     Raises
     ------
@@ -459,6 +498,7 @@ class Gates:
         segment_s=1.0,
         sample_rate=16000,
         input_shape=None,
+        example=None,
     ):
         self.model = model
         self.features = features
@@ -466,10 +506,13 @@ class Gates:
             example = [torch.zeros(1, round(segment_s * sample_rate))]
         elif input_shape is not None:
             example = [torch.zeros(input_shape)]
-        else:
-            raise ValueError("Gates needs one of features or input_shape")
+        elif example is None:
+            raise ValueError(
+                "Gates needs one of features or input_shape or example"
+            )
         with torch.no_grad():
             inputs = example if features is None else [features(example[0])]
+        inputs = not_silent(inputs)
         self.groups = find_groups(model, features, inputs)
         if layers != []:
             fix_inexact(model, self.groups, inputs, attach)
@@ -607,12 +650,10 @@ class Gates:
         if not self.reorders:
             return
         for name, gate in self.gates.items():
-            if name == FEATURES:
-                continue
-            gate.reorder(
-                sum(
-                    tap.usefulness(layer)
-                    for group, tap, layer in self._taps
-                    if group == name
-                )
-            )
+            useful = [
+                tap.usefulness(layer)
+                for group, tap, layer in self._taps
+                if group == name
+            ]
+            if name != FEATURES and useful:
+                gate.reorder(sum(useful))

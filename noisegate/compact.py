@@ -25,8 +25,8 @@ from speechbrain.lobes.models.transformer.Transformer import (
 from noisegate.attach import Gates, Tap, _MaskedLayer
 from noisegate.cut import cut, kept_features
 from noisegate.gate import Gate
-from noisegate.groups import FEATURES
 from noisegate.layers import GATED_LAYERS
+from noisegate.leaves import FEATURES
 
 _OWN_CHILDREN = (Tap, _MaskedLayer, Gate)
 

@@ -16,8 +16,11 @@ Authors
 import math
 
 import torch
+from speechbrain.nnet.attention import RelPosMHAXL, RoPEMHA
 
-from noisegate.probe import (
+from noisegate.leaves import (
+    ATTENTION,
+    CELLS,
     CONVS,
     FEATURES,
     RECURRENT,
@@ -27,8 +30,9 @@ from noisegate.probe import (
     kind,
     n_made,
     n_read,
-    tensors,
+    scale_and_shift,
 )
+from noisegate.probe import tensors
 
 
 def linear_cost(layer, n_in, n_out, calls):
@@ -111,8 +115,8 @@ def recurrent_cost(layer, n_in, n_out, calls):
 
     Arguments
     ---------
-    layer : torch.nn.GRU or torch.nn.LSTM or torch.nn.RNN
-        The layer.
+    layer : torch.nn.Module
+        GRU, LSTM, RNN, or a cell of one of these.
     n_in : int or torch.Tensor
         Number of input features.
     n_out : int or torch.Tensor
@@ -125,21 +129,20 @@ def recurrent_cost(layer, n_in, n_out, calls):
     tuple
         MACs, parameters, activations.
     """
-    directions = 2 if layer.bidirectional else 1
-    parts = layer.weight_hh_l0.shape[0] // layer.hidden_size
-    per_unit = (n_in + n_out) + (layer.num_layers - 1) * (
-        directions * n_out + n_out
-    )
+    directions = 2 if getattr(layer, "bidirectional", False) else 1
+    n_layers = getattr(layer, "num_layers", 1)
+    parts = next(layer.parameters()).shape[0] // layer.hidden_size
+    per_unit = (n_in + n_out) + (n_layers - 1) * (directions * n_out + n_out)
     weights = parts * directions * n_out * per_unit
-    biases = 2 * parts * directions * n_out * layer.num_layers * layer.bias
-    elements = calls["positions"] * directions * n_out * layer.num_layers
+    biases = 2 * parts * directions * n_out * n_layers * layer.bias
+    elements = calls["positions"] * directions * n_out * n_layers
     return calls["positions"] * weights, weights + biases, elements
 
 
 def attention_cost(layer, n_in, n_out, calls):
-    """Cost of self-attention of model width E: projections, inner products.
+    """Cost of attention of model width E: projections and inner products.
 
-    ``MACs = positions 4 E E + 2 pairs E``
+    ``MACs = 2 queries E E + 2 keys E E + 2 pairs E``
 
     Arguments
     ---------
@@ -150,18 +153,53 @@ def attention_cost(layer, n_in, n_out, calls):
     n_out : int or torch.Tensor
         The same.
     calls : dict
-        "positions": number of frames; "pairs": of query-key pairs.
+        "queries", "keys": number of vectors; "pairs" of one and the other.
 
     Returns
     -------
     tuple
         MACs, parameters, activations.
     """
-    weights = 4 * n_in * n_out
-    macs = calls["positions"] * weights + 2 * calls["pairs"] * n_out
+    n_vectors = 2 * calls["queries"] + 2 * calls["keys"]
+    macs = n_vectors * n_in * n_out + 2 * calls["pairs"] * n_out
     biases = 4 * n_out * (layer.in_proj_bias is not None)
-    elements = 4 * calls["positions"] * n_out + calls["pairs"] * layer.num_heads
-    return macs, weights + biases, elements
+    elements = n_vectors * n_out + calls["pairs"] * layer.num_heads
+    return macs, 4 * n_in * n_out + biases, elements
+
+
+def relative_attention_cost(layer, n_in, n_out, calls):
+    """Cost of SpeechBrain's RelPosMHAXL and RoPEMHA.
+
+    Arguments
+    ---------
+    layer : speechbrain.nnet.attention.RelPosMHAXL
+        The layer.
+    n_in : int or torch.Tensor
+        Number of input features.
+    n_out : int or torch.Tensor
+        Number of output features.
+    calls : dict
+        "queries", "keys", "offsets": number of vectors; "pairs" of queries
+        and keys; "pairs_offsets" of queries and offsets; "heads": inner width
+        of a head.
+
+    Returns
+    -------
+    tuple
+        MACs, parameters, activations.
+    """
+    inner = layer.num_heads * calls["heads"]
+    in_macs = (calls["queries"] + 2 * calls["keys"]) * n_in * inner
+    out_macs = calls["queries"] * inner * n_out
+    offsets = calls["offsets"] * layer.embed_dim * inner
+    products = (2 * calls["pairs"] + calls["pairs_offsets"]) * inner
+    params = 3 * n_in * inner + inner * n_out + n_out
+    if calls["offsets"]:
+        params = params + layer.embed_dim * inner + 2 * inner
+    elements = (calls["queries"] + 2 * calls["keys"]) * inner
+    elements = elements + calls["queries"] * n_out
+    elements = elements + calls["pairs"] * layer.num_heads
+    return in_macs + out_macs + offsets + products, params, elements
 
 
 def norm_cost(layer, n_in, n_out, calls):
@@ -183,8 +221,12 @@ def norm_cost(layer, n_in, n_out, calls):
     tuple
         0 MACs, parameters, activations.
     """
-    tensors = sum(1 for _ in layer.parameters(recurse=False))
-    return 0, tensors * n_in, calls["positions"] * n_in
+    if kind(layer) == "norm":
+        given = scale_and_shift(layer)
+    else:
+        given = layer.weight, getattr(layer, "bias", None)
+    params = sum(tensor is not None for tensor in given) * n_in
+    return 0, params, calls["positions"] * n_in
 
 
 def embedding_cost(layer, n_in, n_out, calls):
@@ -207,6 +249,28 @@ def embedding_cost(layer, n_in, n_out, calls):
         0 MACs, parameters, activations.
     """
     return 0, layer.num_embeddings * n_out, calls["positions"] * n_out
+
+
+def tensor_cost(tensor, n_in, n_out, calls):
+    """Cost of a parameter that the model itself adds or multiplies.
+
+    Arguments
+    ---------
+    tensor : torch.nn.Parameter
+        The parameter.
+    n_in : int or torch.Tensor
+        Number of entries that depend on the widths.
+    n_out : int
+        Not used.
+    calls : dict
+        "others": number of entries along the other axes.
+
+    Returns
+    -------
+    tuple
+        0 MACs, parameters, 0 activations.
+    """
+    return 0, n_in * calls["others"], 0
 
 
 def fbank_cost(features, n_in, n_out, calls):
@@ -241,9 +305,10 @@ def _formula(layer):
     for kinds, formula in (
         (torch.nn.Linear, linear_cost),
         (CONVS + TRANSPOSED, conv_cost),
-        (RECURRENT, recurrent_cost),
+        (RECURRENT + CELLS, recurrent_cost),
         (torch.nn.Embedding, embedding_cost),
         (torch.nn.MultiheadAttention, attention_cost),
+        ((RelPosMHAXL, RoPEMHA), relative_attention_cost),
     ):
         if isinstance(layer, kinds):
             return formula
@@ -251,6 +316,8 @@ def _formula(layer):
 
 def _record(layer, args, output):
     """What a formula needs to know of one forward pass."""
+    if isinstance(layer, ATTENTION):
+        return _record_attention(layer, args)
     output = tensors(output)[0]
     if isinstance(layer, TRANSPOSED):
         # Each input position is multiplied by the whole kernel
@@ -261,11 +328,29 @@ def _record(layer, args, output):
         channels = n_read(layer)
     else:
         channels = output.shape[-1]
-    recorded = {"positions": output.numel() // channels}
+    return {"positions": output.numel() // channels}
+
+
+def _in_order(layer, args, kwargs):
+    """All arguments of a call, those of attention in the order it has."""
+    if isinstance(layer, ATTENTION):
+        names = ("query", "key", "value", "pos_embs")
+        return [*args, *(kwargs.get(name) for name in names[len(args) :])]
+    return [*args, *kwargs.values()]
+
+
+def _record_attention(layer, args):
+    query, key = args[:2]
+    first = getattr(layer, "batch_first", True) or query.dim() == 2
+    n_keys = key.shape[-2] if first else key.shape[0]
+    queries, keys = (x.numel() // x.shape[-1] for x in (query, key))
+    recorded = {"queries": queries, "keys": keys, "pairs": queries * n_keys}
     if isinstance(layer, torch.nn.MultiheadAttention):
-        # SpeechBrain's layers put time first
-        frames = args[0].shape[1 if layer.batch_first else 0]
-        recorded["pairs"] = recorded["positions"] * frames
+        return recorded
+    offsets = 0
+    if isinstance(layer, RelPosMHAXL):
+        offsets = args[3].numel() // args[3].shape[-1]
+    recorded.update(offsets=offsets, pairs_offsets=queries * offsets)
     return recorded
 
 
@@ -326,8 +411,45 @@ class CostModel:
                 n_out = width("out", n_made(layer))
             else:
                 n_in = n_out = width("norm", n_read(layer))
+            if formula is relative_attention_cost:
+                recorded["heads"] = width("heads", layer.head_dim)
             self._layers.append((path, layer, formula, n_in, n_out, recorded))
+        for path, parameter in self._other_parameters(model, calls):
+            axes = [
+                (axis, ports[path, f"axis{axis}"])
+                for axis in range(parameter.dim())
+                if (path, f"axis{axis}") in ports
+            ]
+            # One axis is of channels, or none
+            size, parts = (axes or [(None, [])])[0]
+            size = 1 if size is None else parameter.shape[size]
+            varying = sum(self.sizes[name] * n for name, n in parts)
+            others = {"others": parameter.numel() // size}
+            self._layers.append(
+                (
+                    path,
+                    parameter,
+                    tensor_cost,
+                    (size - varying, parts),
+                    (0, []),
+                    others,
+                )
+            )
         self._full_macs = self.macs()  # asked for at every step
+
+    @staticmethod
+    def _other_parameters(model, calls):
+        """Parameters of no layer that has a formula."""
+        owned = {
+            id(parameter)
+            for layer, _, _ in calls.values()
+            for parameter in layer.parameters()
+        }
+        return [
+            (path, parameter)
+            for path, parameter in model.named_parameters()
+            if id(parameter) not in owned
+        ]
 
     def _run(self, model, example, features):
         """One evaluation pass that records what the formulas need."""
@@ -335,7 +457,9 @@ class CostModel:
 
         def watch(path, layer):
             def hook(module, args, kwargs, output):
-                recorded = _record(module, [*args, *kwargs.values()], output)
+                recorded = _record(
+                    module, _in_order(module, args, kwargs), output
+                )
                 if path in calls:  # the layer is used more than once
                     for key, value in calls[path][2].items():
                         recorded[key] += value
@@ -370,6 +494,8 @@ class CostModel:
             return fixed + sum(widths[name] * n for name, n in parts)
 
         for path, layer, formula, read, made, calls in self._layers:
+            if "heads" in calls:
+                calls = {**calls, "heads": resolve(calls["heads"])}
             yield path, formula(layer, resolve(read), resolve(made), calls)
 
     def _total(self, which, widths):

@@ -6,9 +6,18 @@ Authors
 
 import speechbrain as sb
 import torch
+from speechbrain.lobes.models import resepformer
+from speechbrain.nnet import RNN
 
-from noisegate.groups import FEATURES
-from noisegate.probe import CONVS, RECURRENT, TRANSPOSED, depthwise, n_read
+from noisegate.leaves import (
+    ATTENTION,
+    CELLS,
+    FEATURES,
+    RECURRENT,
+    TRANSPOSED,
+    depthwise,
+    n_read,
+)
 
 
 def kept_features(groups, keep):
@@ -71,13 +80,37 @@ def cut(model, kept):
     )
     """
     for (path, role), index in kept.items():
+        if role.startswith("axis"):
+            path, _, name = path.rpartition(".")
+            owner = model.get_submodule(path)
+            index = index.to(getattr(owner, name).device)
+            _select(owner, name, int(role[4:]), index)
+            continue
         layer = model.get_submodule(path)
         device = next(layer.parameters(), index).device
         _cut_layer(layer, role, index.to(device))
     for module in model.modules():
-        if isinstance(module, (sb.nnet.CNN.Conv1d, sb.nnet.CNN.Conv2d)):
-            module.in_channels = module.conv.in_channels
+        _renew_sizes(module)
     return model
+
+
+def _renew_sizes(module):
+    """Sizes that modules of SpeechBrain keep as numbers and compute with."""
+    if isinstance(module, (sb.nnet.CNN.Conv1d, sb.nnet.CNN.Conv2d)):
+        module.in_channels = module.conv.in_channels
+    elif isinstance(module, (RNN.RNNCell, RNN.GRUCell, RNN.LSTMCell)):
+        module.hidden_size = module.rnn_cells[0].hidden_size
+    elif isinstance(module, RNN.AttentionalRNNDecoder):
+        module.hidden_size = module.rnn.rnn_cells[0].hidden_size
+        module.attn_dim = module.attn.mlp_out.out_features
+    elif isinstance(module, (RNN.LiGRU, RNN.SLiGRU)):
+        module.hidden_size = module.rnn[0].u.in_features
+    elif isinstance(module, (RNN.LiGRU_Layer, RNN.SLiGRU_Layer)):
+        if module.hidden_size != module.u.in_features:
+            module.hidden_size = module.u.in_features
+            module.drop_masks = module.drop_masks[:, : module.hidden_size]
+    elif isinstance(module, resepformer.SegLSTM):
+        module.hidden_size = module.lstm.hidden_size
 
 
 def _select(module, name, dim, index):
@@ -92,9 +125,9 @@ def _select(module, name, dim, index):
 
 def _cut_layer(layer, role, index):
     """Keeps the features ``index`` of a layer; see Port for the roles."""
-    if isinstance(layer, RECURRENT):
+    if isinstance(layer, RECURRENT + CELLS):
         _cut_recurrent(layer, role, index)
-    elif isinstance(layer, torch.nn.MultiheadAttention):
+    elif isinstance(layer, ATTENTION):
         _cut_attention(layer, role, index)
     elif isinstance(layer, torch.nn.LayerNorm):
         _cut_layer_norm(layer, index)
@@ -110,19 +143,19 @@ def _cut_layer(layer, role, index):
         _select(layer, "weight", weight_dim, index)
         if role == "out":
             _select(layer, "bias", 0, index)
-        kind = (
-            "channels" if isinstance(layer, CONVS + TRANSPOSED) else "features"
-        )
-        setattr(layer, f"{role}_{kind}", len(index))
+        what = "channels" if hasattr(layer, "in_channels") else "features"
+        setattr(layer, f"{role}_{what}", len(index))
 
 
 def _cut_each(layer, index):
     for name in ("weight", "bias", "running_mean", "running_var"):
         _select(layer, name, 0, index)
+    for name in ("gamma", "beta"):
+        _select(layer, name, -1, index)
     if depthwise(layer):
         layer.in_channels = layer.out_channels = layer.groups = len(index)
         return
-    for name in ("num_features", "num_channels", "num_parameters"):
+    for name in ("num_features", "num_channels", "num_parameters", "dim"):
         if hasattr(layer, name):
             setattr(layer, name, len(index))
 
@@ -152,23 +185,24 @@ def _cut_recurrent(layer, role, index):
     names = [name for name, _ in layer.named_parameters()]
     if role == "in":
         for name in names:
-            if name.startswith("weight_ih_l0"):
+            if name == "weight_ih" or name.startswith("weight_ih_l0"):
                 _select(layer, name, 1, index)
         layer.input_size = len(index)
     else:
         size = layer.hidden_size
-        parts = layer.weight_hh_l0.shape[0] // size
-        rows = torch.cat([index + part * size for part in range(parts)])
-        directions = 2 if layer.bidirectional else 1
+        directions = 2 if getattr(layer, "bidirectional", False) else 1
         below = torch.cat([index + d * size for d in range(directions)])
         for name in names:
+            parts = getattr(layer, name).shape[0] // size
+            rows = torch.cat([index + part * size for part in range(parts)])
             _select(layer, name, 0, rows)
             if name.startswith("weight_hh"):
                 _select(layer, name, 1, index)
-            elif name.startswith("weight_ih") and "_l0" not in name:
+            elif name.startswith("weight_ih_l") and "_l0" not in name:
                 _select(layer, name, 1, below)
         layer.hidden_size = len(index)
-    layer._init_flat_weights()
+    if isinstance(layer, RECURRENT):
+        layer._init_flat_weights()
 
 
 def _cut_attention(layer, role, index):
@@ -178,6 +212,8 @@ def _cut_attention(layer, role, index):
         _select(layer.out_proj, "weight", 0, index)
         _select(layer.out_proj, "bias", 0, index)
         layer.out_proj.out_features = len(index)
+    elif not isinstance(layer, torch.nn.MultiheadAttention):
+        _cut_heads(layer, index)
     else:  # each head keeps its first dimensions
         heads, full = layer.num_heads, layer.head_dim
         size = len(index) // heads
@@ -196,3 +232,23 @@ def _cut_attention(layer, role, index):
                 layer.in_proj_bias[: len(inner)] *= scale
         layer.head_dim = size
         layer.embed_dim = layer.kdim = layer.vdim = len(inner)
+
+
+def _cut_heads(layer, index):
+    """Keeps some dimensions of each head of RelPosMHAXL."""
+    heads, full = layer.num_heads, layer.head_dim
+    head = torch.arange(heads, device=index.device)[:, None]
+    inner = (head * full + index).flatten()
+    # Queries, keys and values of a head lie side by side
+    parts = torch.cat([index + part * full for part in range(3)])
+    rows = (head * 3 * full + parts).flatten()
+    _select(layer, "in_proj_weight", 0, rows)
+    _select(layer.linear_pos, "weight", 0, inner)
+    _select(layer.out_proj, "weight", 1, inner)
+    layer.linear_pos.out_features = layer.out_proj.in_features = len(inner)
+    for name in ("pos_bias_u", "pos_bias_v"):
+        # The layer reads its memory as (heads, dimensions)
+        bias = getattr(layer, name)
+        chosen = bias.detach().view(heads, full)[:, index].reshape(-1, heads)
+        setattr(layer, name, torch.nn.Parameter(chosen, bias.requires_grad))
+    layer.head_dim = layer.vhead_dim = len(index)

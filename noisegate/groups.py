@@ -17,15 +17,26 @@ import collections
 import dataclasses
 from typing import Optional
 
+import speechbrain as sb
 import torch
 from speechbrain.lobes.models.transformer.Transformer import (
     TransformerEncoderLayer,
 )
+from speechbrain.nnet.attention import RelPosMHAXL
 
 from noisegate.layers import GATED_LAYERS
-from noisegate.probe import CONVS, FEATURES, RECURRENT, Probe, n_read, out_index
+from noisegate.leaves import CONVS, FEATURES, RECURRENT, n_read, out_index
+from noisegate.probe import Probe, tensors
 
 _FRAMES = 64  # of the example that probing makes for itself
+# These take the states of their layers for tensors of one size
+_STACKS = (
+    sb.nnet.RNN.LiGRU,
+    sb.nnet.RNN.SLiGRU,
+    sb.nnet.RNN.RNNCell,
+    sb.nnet.RNN.GRUCell,
+    sb.nnet.RNN.LSTMCell,
+)
 # Modules of SpeechBrain that hold one torch layer
 _WRAPPERS = (
     "speechbrain.nnet.linear",
@@ -42,12 +53,14 @@ class Port:
     Arguments
     ---------
     layer : str
-        Path of the torch layer in the model; "features" for the front-end.
+        Path of the layer in the model; "features" for the front-end. For
+        the roles "axis0", "axis1", ...: path of a parameter or buffer.
     role : str
         "out": the layer computes the channels. "in": it reads them.
         "norm": it normalizes them or treats them one by one. "hidden": they
         are its recurrent units. "heads": the inner widths of its attention
-        heads follow the group.
+        heads follow the group, or are the group. "axis0", ...: entries of a
+        parameter or buffer along that axis.
     index : torch.Tensor
         Channel of each feature of the layer, -1 for features that are not
         of this group; None if feature i is channel i.
@@ -143,16 +156,11 @@ def find_groups(model, features=None, example=None):
         else:
             n_features = features.compute_fbanks.n_mels
         example = [torch.zeros(1, _FRAMES, n_features)]
-    first = example[0]
-    if first.is_floating_point() and first.std() == 0:
-        # Silence does not tell whether something passes
-        draw = torch.Generator().manual_seed(0)
-        noise = 0.5 + torch.rand(first.shape, generator=draw)
-        example = [noise.to(first), *example[1:]]
+    example = not_silent(example)
     probe = Probe(model, example, with_features=features is not None)
     groups = _Finder(model, probe).groups()
     if features is None:
-        group = Group(FEATURES, first.shape[-1])
+        group = Group(FEATURES, tensors(example)[0].shape[-1])
         group.fixed = "the input of the model"
         groups.insert(0, group)
     else:
@@ -165,6 +173,29 @@ def find_groups(model, features=None, example=None):
                         "deltas or context windows follow the filterbank"
                     )
     return groups
+
+
+def not_silent(inputs):
+    """Returns example inputs that let one see what passes a model.
+
+    Arguments
+    ---------
+    inputs : list
+        Arguments of the model.
+
+    Returns
+    -------
+    list
+        The same with noise in place of constant features.
+    """
+    first = inputs[0]
+    if not torch.is_tensor(first) or not first.is_floating_point():
+        return list(inputs)
+    if first.max() > first.min():
+        return list(inputs)
+    draw = torch.Generator().manual_seed(0)
+    noise = 0.5 + torch.rand(first.shape, generator=draw)
+    return [noise.to(first), *inputs[1:]]
 
 
 def _input_size(model):
@@ -197,7 +228,7 @@ class _Finder:
             for path, role, number in sorted(members):
                 places[path, role].append(number)
             if not any(role == "out" for _, role in places):
-                continue  # comes from the input
+                continue  # comes from the input or is constant
             if reason is None and not any(r == "in" for _, r in places):
                 reason = "no layer reads it"
             counts = tuple(sorted((k, len(v)) for k, v in places.items()))
@@ -215,6 +246,14 @@ class _Finder:
             if names[group.name] > 1:
                 group.name += f":{names[group.name]}"
             groups.append(group)
+        for path in self.probe.called:
+            layer = self.probe.leaves[path]
+            if isinstance(layer, RelPosMHAXL):
+                group = Group(path + ".heads", layer.head_dim)
+                group.add(path, "heads")
+                if layer.vbias or not layer._qkv_same_embed_dim:
+                    group.fixed = f"{path} has values of another form"
+                groups.append(group)
         return groups
 
     def _first(self, places):
@@ -229,17 +268,21 @@ class _Finder:
         return sorted(channels, key=self._first), reason
 
     def _in_lockstep(self, found):
-        """Joins groups of equal size that one layer makes: chunks of it."""
+        """Joins groups of equal size that have to be cut alike.
+
+        Such are the chunks of what one layer makes, and the layers of an RNN
+        that stacks their states.
+        """
         free = [item for item in found if item[1] is None]
         kept = [item for item in found if item[1] is not None]
         while free:
             channels, _ = free.pop(0)
-            makers = {p for p, role in channels[0] if role == "out"}
+            makers = self._makers(channels[0])
             partner = next(
                 (
                     item
                     for item in free
-                    if makers & {p for p, r in item[0][0] if r == "out"}
+                    if makers & self._makers(item[0][0])
                     and len(item[0]) == len(channels)
                     and len(channels) > 1
                 ),
@@ -255,6 +298,20 @@ class _Finder:
             free.insert(0, (channels, None))
         return kept
 
+    def _makers(self, places):
+        """Layers that make a channel, or what stacks their states."""
+        makers = set()
+        for path, role in places:
+            if role != "out":
+                continue
+            makers.add(path)
+            parts = path.split(".")
+            for i in range(1, len(parts)):
+                above = ".".join(parts[:i])
+                if isinstance(self.model.get_submodule(above), _STACKS):
+                    makers.add(above)
+        return makers
+
     def _group(self, channels, reason):
         """One group of equal channels [{(path, role): numbers}]."""
         path = self.probe.called[self._first(channels[0])[0] - 1]
@@ -269,7 +326,13 @@ class _Finder:
             group.add(path, "out")
             return group
         places = sorted(
-            channels[0], key=lambda p: (self.order[p[0]], p[1] == "out", p[1])
+            channels[0],
+            # Parameters of no layer come last
+            key=lambda p: (
+                self.order.get(p[0], len(self.order)),
+                p[1] == "out",
+                p,
+            ),
         )
         for place in places:
             self._add(group, place, [item[place] for item in channels])
@@ -280,9 +343,10 @@ class _Finder:
 
     def _mixed(self, places):
         """Why channels cannot be told apart."""
-        for path, role in sorted(places, key=lambda p: self.order[p[0]]):
-            layer = self.probe.leaves.get(path)
-            if role == "in" and isinstance(layer, CONVS):
+        reading = [path for path, role in places if role == "in"]
+        for path in sorted(reading, key=self.order.get):
+            layer = self.probe.leaves[path]
+            if isinstance(layer, CONVS):
                 if layer.in_channels == 1:
                     return f"{path} convolves over it"
         return "its channels are mixed between the layers"
@@ -312,10 +376,9 @@ class _Finder:
 
     def _n_features(self, path, role):
         """Number of features of a layer in one role."""
-        if path == FEATURES or role == "out":
-            return self.probe.makers[path]
-        layer = self.probe.leaves[path]
-        return n_read(layer)
+        if (path, role) in self.probe.makers:
+            return self.probe.makers[path, role]
+        return n_read(self.probe.leaves[path])
 
     def _name(self, path):
         """The path without what SpeechBrain's layers wrap around it."""
@@ -327,7 +390,8 @@ class _Finder:
             ):
                 return ".".join(parts[: i + 1])
             bases = type(above).__mro__
-            if any(kind.__module__.startswith(_WRAPPERS) for kind in bases):
+            wraps = any(b.__module__.startswith(_WRAPPERS) for b in bases)
+            if wraps and i == len(parts) - 1:
                 return ".".join(parts[:i])
         return path
 

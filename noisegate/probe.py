@@ -20,169 +20,27 @@ Authors
  * The noisegate developers, 2026
 """
 
-import math
+import collections
+import itertools
 
 import torch
 
-CONVS = (torch.nn.Conv1d, torch.nn.Conv2d)
-TRANSPOSED = (torch.nn.ConvTranspose1d, torch.nn.ConvTranspose2d)
-RECURRENT = (torch.nn.GRU, torch.nn.LSTM, torch.nn.RNN)
-FEATURES = "features"
+from noisegate.leaves import (
+    ATTENTION,
+    CELLS,
+    FEATURES,
+    RECURRENT,
+    depthwise,
+    feature_shape,
+    find_leaves,
+    kind,
+    n_made,
+    n_read,
+)
 
-_MAKERS = (
-    torch.nn.Linear,
-    *CONVS,
-    *TRANSPOSED,
-    *RECURRENT,
-    torch.nn.Embedding,
-    torch.nn.MultiheadAttention,
-)
-_NORMS = (torch.nn.LayerNorm, torch.nn.GroupNorm)
-_EACH = (
-    torch.nn.modules.batchnorm._BatchNorm,
-    torch.nn.InstanceNorm1d,
-    torch.nn.InstanceNorm2d,
-)
 # Up to this many channels a maker that stays unclear is tried channel by
 # channel; wider ones are taken to mix all channels in question
 _MAX_SINGLE = 128
-
-
-def depthwise(layer):
-    """Returns whether a layer is a convolution of each channel by itself.
-
-    Arguments
-    ---------
-    layer : torch.nn.Module
-        Any layer.
-
-    Returns
-    -------
-    bool
-
-    Example
-    -------
-    >>> depthwise(torch.nn.Conv1d(8, 8, 3, groups=8))
-    True
-    """
-    return (
-        isinstance(layer, CONVS + TRANSPOSED)
-        and layer.groups > 1
-        and layer.groups == layer.in_channels == layer.out_channels
-    )
-
-
-def kind(layer):
-    """Returns what a layer does to channels.
-
-    Arguments
-    ---------
-    layer : torch.nn.Module
-        Any layer.
-
-    Returns
-    -------
-    str or None
-        "maker": combines channels to new ones. "each": treats them one by
-        one. "norm": normalizes over them. None: not a leaf.
-    """
-    if depthwise(layer) or isinstance(layer, _EACH):
-        return "each"
-    if isinstance(layer, torch.nn.PReLU):
-        return "each" if layer.num_parameters > 1 else None
-    if isinstance(layer, _NORMS):
-        return "norm"
-    return "maker" if isinstance(layer, _MAKERS) else None
-
-
-def find_leaves(model):
-    """Returns the layers that are looked at as a whole.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        The model.
-
-    Returns
-    -------
-    dict of str to torch.nn.Module
-        By path.
-    """
-    leaves = {}
-    for path, layer in model.named_modules():
-        inner = any(path.startswith(leaf + ".") for leaf in leaves)
-        if kind(layer) is not None and not inner and path:
-            leaves[path] = layer
-    return leaves
-
-
-def n_made(layer):
-    """Returns the number of channels that a maker makes.
-
-    Arguments
-    ---------
-    layer : torch.nn.Module
-        A maker; the channels of an RNN are its units.
-
-    Returns
-    -------
-    int
-    """
-    for attribute in (
-        "out_features",
-        "out_channels",
-        "hidden_size",
-        "embedding_dim",
-        "embed_dim",
-    ):
-        if hasattr(layer, attribute):
-            return getattr(layer, attribute)
-    raise TypeError(f"{type(layer)} makes no channels")
-
-
-def n_read(layer):
-    """Returns the number of features that a layer reads or treats.
-
-    Arguments
-    ---------
-    layer : torch.nn.Module
-        A leaf.
-
-    Returns
-    -------
-    int
-    """
-    if isinstance(layer, torch.nn.LayerNorm):
-        return math.prod(layer.normalized_shape)
-    for attribute in (
-        "in_features",
-        "in_channels",
-        "input_size",
-        "embed_dim",
-        "num_features",
-        "num_channels",
-        "num_parameters",
-    ):
-        if hasattr(layer, attribute):
-            return getattr(layer, attribute)
-    raise TypeError(f"{type(layer)} reads no features")
-
-
-def out_index(layer):
-    """Returns the channel of each output feature of a maker.
-
-    Arguments
-    ---------
-    layer : torch.nn.Module
-        A maker.
-
-    Returns
-    -------
-    torch.Tensor
-        (features,): the two directions of an RNN share their units.
-    """
-    channels = torch.arange(n_made(layer))
-    return channels.repeat(2 if getattr(layer, "bidirectional", False) else 1)
 
 
 def tensors(value):
@@ -228,25 +86,9 @@ def _differ(x, y):
     return (x != y) & ~(torch.isnan(x) & torch.isnan(y))
 
 
-def _feature_shape(layer, tensor):
-    """Shape that broadcasts one value per feature against a tensor."""
-    if isinstance(layer, torch.nn.LayerNorm):
-        return list(layer.normalized_shape)
-    shape = [1] * tensor.dim()
-    if isinstance(layer, CONVS + TRANSPOSED):
-        axis = tensor.dim() - 1 - len(layer.kernel_size)
-    elif kind(layer) in ("each", "norm"):
-        axis = min(1, tensor.dim() - 1)
-    else:
-        axis = -1
-    shape[axis] = tensor.shape[axis]
-    return shape
-
-
 def _per_feature(layer, where):
     """Whether any position of each feature is set: (features,)."""
-    shape = _feature_shape(layer, where)
-    shape = [1] * (where.dim() - len(shape)) + shape
+    shape = feature_shape(layer, where)
     axes = [axis for axis, size in enumerate(shape) if size == 1]
     if axes:
         where = where.any(dim=axes[0], keepdim=True)
@@ -329,7 +171,8 @@ class Probe:
         self.inputs = list(inputs)
         self.leaves = find_leaves(model)
         self.called = []  # paths of the leaves in the order of their calls
-        self.makers = {}  # path: number of channels
+        self.makers = {}  # place (path, role): number of channels
+        self._tensors = {}  # place: a parameter or buffer of no leaf
         self._with_features = with_features
         self._sets = _Sets()
         self._stand_ins, self._clean_inputs = {}, {}
@@ -360,8 +203,10 @@ class Probe:
         -------
         list of tuple
             Features (path, role, number) with role "out" for a channel that
-            the layer makes, "in" for a feature that it reads and "norm" for
-            one that it treats; and the reason why they have to stay or None.
+            the layer makes, "in" for a feature that it reads, "norm" for one
+            that it treats, "axis0", "axis1", ... for the entries of a
+            parameter or buffer of no such layer; and the reason why they
+            have to stay or None.
         """
         return self._sets.components()
 
@@ -373,10 +218,22 @@ class Probe:
         self._seen = {}
         torch.manual_seed(1)
         inputs = _map(torch.clone, self.inputs)
-        if FEATURES in self._selected:
-            select = self._selected[FEATURES]
-            inputs[0] = self._disturb(inputs[0], select, 0)
-        return tensors(self.model(*inputs))
+        kept = {}
+        for place, select in self._selected.items():
+            if place == (FEATURES, "out"):
+                inputs[0] = self._disturb(inputs[0], select, 0)
+            elif place in self._tensors:
+                tensor, axis = self._tensors[place], int(place[1][4:])
+                kept[place] = tensor.data.clone()
+                shape = [1] * tensor.dim()
+                shape[axis] = -1
+                disturbed = self._disturb(tensor.data, select.view(shape), 0)
+                tensor.data.copy_(disturbed)
+        try:
+            return tensors(self.model(*inputs))
+        finally:
+            for place, values in kept.items():
+                self._tensors[place].data.copy_(values)
 
     def _disturb(self, tensor, select, call):
         """Adds something to the selected entries (broadcast)."""
@@ -417,7 +274,7 @@ class Probe:
             for slot, (new, old) in enumerate(
                 zip(read, self._clean_inputs[key])
             ):
-                state = slot > 0 and isinstance(layer, RECURRENT)
+                state = slot > 0 and isinstance(layer, RECURRENT + CELLS)
                 for x, x0 in zip(tensors(new), tensors(old)):
                     if not x.is_floating_point():
                         continue
@@ -427,7 +284,7 @@ class Probe:
                         select = where
             output = _map(torch.clone, self._stand_ins[key])
             if role == "in":
-                select = self._selected.get(path)
+                select = self._selected.get((path, "out"))
             if select is None:
                 return output
             return self._disturb_output(layer, output, select, call)
@@ -437,12 +294,12 @@ class Probe:
     def _disturb_output(self, layer, output, select, call):
         def disturb(x):
             chosen = select
-            if isinstance(layer, RECURRENT):
+            if isinstance(layer, RECURRENT + CELLS):
                 chosen = select.repeat(x.shape[-1] // len(select))
-            shape = _feature_shape(layer, x)
+            shape = feature_shape(layer, x)
             return self._disturb(x, chosen.view(shape), call)
 
-        if isinstance(layer, torch.nn.MultiheadAttention):
+        if isinstance(layer, ATTENTION) and isinstance(output, tuple):
             return (disturb(output[0]), *output[1:])
         return _map(disturb, output)
 
@@ -451,12 +308,11 @@ class Probe:
         """The values that a leaf reads features from."""
         if isinstance(layer, torch.nn.Embedding):
             return []
-        values = [*args, *kwargs.values()]
-        if isinstance(layer, torch.nn.MultiheadAttention):
-            return values[:3]
-        if isinstance(layer, RECURRENT):
-            return values[:2]
-        return values[:1]
+        if isinstance(layer, ATTENTION):
+            given = ("query", "key", "value")[len(args) :]
+            return [*args[:3], *(kwargs[name] for name in given)]
+        n_values = 2 if isinstance(layer, RECURRENT + CELLS) else 1
+        return [*args, *kwargs.values()][:n_values]
 
     def _note(self, path, role, where):
         key = path, role
@@ -497,18 +353,26 @@ class Probe:
             )
         self._find_input()
         touched = self._find_makers()
-        for key, (codes, unclear) in self._decode(touched).items():
-            for path, where in touched.items():
+        codes = self._codes(
+            {
+                place: torch.arange(self.makers[place])
+                for place in touched
+                if touched[place]
+            }
+        )
+        unclear = collections.defaultdict(dict)
+        for key, (code, several) in codes.items():
+            for place, where in touched.items():
                 if key not in where:
                     continue
-                wrong = unclear | (codes >= self.makers[path])
+                wrong = where[key] & (several | (code >= self.makers[place]))
                 for feature in (where[key] & ~wrong).nonzero().flatten():
-                    channel = int(codes[feature])
-                    self._link(path, channel, key, int(feature))
-                if bool((where[key] & wrong).any()):
-                    self._unclear.setdefault(path, {})[key] = where[key] & wrong
-        for path, features in self._unclear.items():
-            self._look_again(path, features)
+                    self._link(place, int(code[feature]), key, int(feature))
+                if bool(wrong.any()):
+                    unclear[place][key] = wrong
+        for place, features in unclear.items():
+            self._look_again(place, features)
+        self._find_tensors()
         self._declare()
 
     def _find_input(self):
@@ -532,34 +396,72 @@ class Probe:
 
     def _find_makers(self):
         """What each maker reaches: {maker: {(path, role): features}}."""
-        self._unclear = {}
         touched = {}
         if self._with_features:
-            self.makers[FEATURES] = self.inputs[0].shape[-1]
+            self.makers[FEATURES, "out"] = self.inputs[0].shape[-1]
         for path in self.called:
             if kind(self.leaves[path]) == "maker":
-                self.makers[path] = n_made(self.leaves[path])
-        for path, size in list(self.makers.items()):
+                self.makers[path, "out"] = n_made(self.leaves[path])
+        for place, size in self.makers.items():
             for channel in range(size):
-                self._sets.find((path, "out", channel))
-            select = torch.ones(size, dtype=torch.bool)
+                self._sets.find((*place, channel))
             try:
-                touched[path], output = self._reached({path: select})
+                touched[place], output = self._reached(
+                    {place: torch.ones(size, dtype=torch.bool)}
+                )
                 reason = "the output of the model" if output else None
             except Exception as error:
                 reason = f"disturbing it breaks the forward: {error}"
-                touched[path] = {}
+                touched[place] = {}
             if reason:
                 for channel in range(size):
-                    self._sets.fix((path, "out", channel), reason)
+                    self._sets.fix((*place, channel), reason)
         return touched
 
-    def _decode(self, touched):
-        """Channel of each feature, by passes that disturb all makers."""
-        makers = {path: self.makers[path] for path in touched if touched[path]}
-        return self._codes(
-            {path: torch.arange(size) for path, size in makers.items()}
-        )
+    def _find_tensors(self):
+        """Parameters and buffers that the model itself multiplies or adds."""
+        layers = [self.leaves[path] for path in self.called]
+        owned = {
+            id(tensor)
+            for layer in layers
+            for tensor in (*layer.parameters(), *layer.buffers())
+        }
+        sizes = set(self.makers.values())
+        sizes |= {
+            n_read(layer)
+            for layer in layers
+            if not isinstance(layer, torch.nn.Embedding)
+        }
+        for name, tensor in itertools.chain(
+            self.model.named_parameters(), self.model.named_buffers()
+        ):
+            if id(tensor) in owned or not tensor.is_floating_point():
+                continue
+            for axis, size in enumerate(tensor.shape):
+                if size > 1 and size in sizes:
+                    self._find_axis((name, f"axis{axis}"), tensor, size)
+
+    def _find_axis(self, place, tensor, size):
+        self._tensors[place] = tensor
+        everything = torch.ones(size, dtype=torch.bool)
+        reached, output = self._reached({place: everything})
+        if not reached:
+            return
+        links = []
+        codes = self._codes({place: torch.arange(size)})
+        for key, where in reached.items():
+            if key not in codes:
+                return
+            code, several = codes[key]
+            if bool((where & (several | (code >= size))).any()):
+                return  # it mixes channels, as a weight matrix does
+            for feature in where.nonzero().flatten().tolist():
+                links.append((place, int(code[feature]), key, feature))
+        self.makers[place] = size
+        for link in links:
+            self._link(*link)
+        for channel in range(size if output else 0):
+            self._sets.fix((*place, channel), "the output of the model")
 
     def _codes(self, labels):
         """Reads labels of channels back from the features they reach.
@@ -571,7 +473,10 @@ class Probe:
         passes = [
             [
                 self._reached(
-                    {path: (v >> bit & 1) == side for path, v in labels.items()}
+                    {
+                        place: (v >> bit & 1) == side
+                        for place, v in labels.items()
+                    }
                 )[0]
                 for side in (0, 1)
             ]
@@ -594,31 +499,31 @@ class Probe:
             found[key] = code, unclear
         return found
 
-    def _look_again(self, path, features):
+    def _look_again(self, place, features):
         """Finds the channels of one maker in features that are unclear.
 
         Chunks and flattened axes repeat channels at regular distances: the
         remainders modulo the distance are clear then.
         """
-        size = self.makers[path]
+        size = self.makers[place]
         channels = torch.arange(size)
         for parts in (1, *(n for n in range(2, 17) if size % n == 0)):
-            found = self._codes({path: channels % (size // parts)})
+            found = self._codes({place: channels % (size // parts)})
             in_part = [
-                self._reached({path: channels // (size // parts) == part})[0]
+                self._reached({place: channels // (size // parts) == part})[0]
                 for part in range(parts if parts > 1 else 0)
             ]
             left = {}
             for key, where in features.items():
-                codes, unclear = found[key]
+                codes, unclear = found.get(key, (where, where))
                 for feature in (where & ~unclear).nonzero().flatten().tolist():
                     code = int(codes[feature])
                     if parts == 1:
-                        self._link(path, code, key, feature)
+                        self._link(place, code, key, feature)
                     for part, reached in enumerate(in_part):
                         if key in reached and reached[key][feature]:
                             channel = code + part * (size // parts)
-                            self._link(path, channel, key, feature)
+                            self._link(place, channel, key, feature)
                 if bool((where & unclear).any()):
                     left[key] = where & unclear
             features = left
@@ -626,25 +531,25 @@ class Probe:
                 return
         if size <= _MAX_SINGLE:
             for channel in range(size):
-                reached = self._reached({path: channels == channel})[0]
+                reached = self._reached({place: channels == channel})[0]
                 for key, where in features.items():
                     hit = reached.get(key, torch.zeros_like(where)) & where
                     for feature in hit.nonzero().flatten().tolist():
-                        self._link(path, channel, key, feature)
+                        self._link(place, channel, key, feature)
             return
         for key, where in features.items():
             for feature in where.nonzero().flatten().tolist():
                 for channel in range(size):
-                    self._link(path, channel, key, feature)
+                    self._link(place, channel, key, feature)
 
     @staticmethod
     def _element(role):
         # What enters the state of an RNN is tied to its units
         return "out" if role == "state" else role
 
-    def _link(self, path, channel, key, feature):
+    def _link(self, place, channel, key, feature):
         item = key[0], self._element(key[1]), feature
-        self._sets.union((path, "out", channel), item)
+        self._sets.union((*place, channel), item)
 
     def _declare(self):
         """What holds inside of leaves, which probing does not look into."""

@@ -15,7 +15,8 @@ import torch
 
 from noisegate.cut import cut, kept_features
 from noisegate.gate import NoiseGate
-from noisegate.probe import FEATURES, tensors
+from noisegate.leaves import FEATURES
+from noisegate.probe import tensors
 
 _TOLERANCE = 2e-5  # of float32 sums over some layers, relative to the output
 _MAX_NOISE = 1e-3  # of models that draw random numbers in evaluation
@@ -76,6 +77,7 @@ class _Trial:
     def __init__(self, model, inputs, attach):
         self.inputs = inputs
         self.attach = attach
+        self.device = next(model.parameters()).device
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.model = copy.deepcopy(model).eval()
@@ -108,7 +110,8 @@ class _Trial:
     @torch.no_grad()
     def _run(model, inputs, seed=0):
         torch.manual_seed(seed)
-        return [x for x in tensors(model(*inputs)) if x.is_floating_point()]
+        outputs = tensors(model(*copy.deepcopy(inputs)))
+        return [x for x in outputs if x.is_floating_point()]
 
     @staticmethod
     def _difference(one, other):
@@ -148,7 +151,7 @@ class _Trial:
             width = int(torch.randint(least, most + 1, ())) * step
             gate.min_width = min(gate.min_width, width)
             gate.freeze(width)
-            gate.to(self.inputs[0].device).refresh()
+            gate.to(self.device).refresh()
             self.attach(masked, group, gate)
             keep[group.name] = gate.open_channels()
         small = cut(copy.deepcopy(self.model), kept_features(groups, keep))

@@ -1,9 +1,11 @@
 """Cuts a gated model to its learned widths and saves it.
 
 The result holds torch and SpeechBrain layers only. It is saved as a folder
-with weights and a ``hyperparams.yaml`` that builds the smaller layers with
-their ordinary constructors, so that it loads where noisegate is not
-installed.
+with weights and a ``hyperparams.yaml``. Chains of layers are built in it by
+their ordinary constructors with the final sizes, so that it loads where
+noisegate is not installed. Classes whose constructors cannot express the
+sizes are built as they were and cut by :func:`shrink` before their weights are
+loaded.
 
 Authors
  * The noisegate developers, 2026
@@ -11,13 +13,16 @@ Authors
 
 import copy
 import inspect
+import io
 import json
 import os
 import shutil
 import tempfile
 
+import ruamel.yaml
 import speechbrain as sb
 import torch
+from hyperpyyaml import resolve_references
 from speechbrain.lobes.models.transformer.Transformer import (
     TransformerEncoderLayer,
 )
@@ -72,6 +77,100 @@ def compact(gates):
     if FEATURES in keep:
         features = _cut_fbank(features, keep[FEATURES])
     return model.eval(), features
+
+
+def final_sizes(gates, model):
+    """Returns the sizes of all layers that were cut.
+
+    Arguments
+    ---------
+    gates : noisegate.attach.Gates
+        The gates of the model.
+    model : torch.nn.Module
+        The cut model, see :func:`compact`.
+
+    Returns
+    -------
+    dict
+        ``{path: {role: size}}``, what :func:`shrink` needs.
+    """
+    keep = {name: g.open_channels() for name, g in gates.gates.items()}
+    sizes = {}
+    for (path, role), index in kept_features(gates.groups, keep).items():
+        size = len(index)
+        if role == "norm":
+            layer = model.get_submodule(path)
+            size = list(getattr(layer, "normalized_shape", [size]))
+        sizes.setdefault(path, {})[role] = size
+    return sizes
+
+
+def shrink(model, sizes):
+    """Cuts a freshly built model to given sizes, in place.
+
+    Which channels stay does not matter, weights are loaded afterwards.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        The model at full width.
+    sizes : dict
+        See :func:`final_sizes`.
+
+    Returns
+    -------
+    torch.nn.Module
+        The model.
+
+    Example
+    -------
+    >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1))
+    >>> shrink(net, {"0": {"out": 2}, "1": {"in": 2}})
+    Sequential(
+      (0): Linear(in_features=3, out_features=2, bias=True)
+      (1): Linear(in_features=2, out_features=1, bias=True)
+    )
+    """
+    kept = {}
+    for path, roles in sizes.items():
+        for role, size in roles.items():
+            if role != "norm":
+                kept[path, role] = torch.arange(size)
+                continue
+            layer = model.get_submodule(path)
+            full = getattr(layer, "normalized_shape", size)
+            stays = torch.zeros(list(full), dtype=torch.bool)
+            stays[tuple(slice(n) for n in size)] = True
+            kept[path, role] = stays.flatten().nonzero().flatten()
+    return cut(model, kept)
+
+
+def constructor(hparams_file, key, overrides=None):
+    """Returns the expression that builds one object of a recipe.
+
+    Arguments
+    ---------
+    hparams_file : str
+        YAML of a recipe.
+    key : str
+        The key of the object in it.
+    overrides : str or dict
+        What replaces values of the file, as on the command line.
+
+    Returns
+    -------
+    str
+        Its ``!new:`` expression, all references resolved.
+    """
+    with open(hparams_file, encoding="utf-8") as fin:
+        resolved = resolve_references(fin, overrides)
+    yaml = ruamel.yaml.YAML()
+    tree = yaml.load(resolved)
+    if key not in tree:
+        raise KeyError(f"{hparams_file} has no key '{key}'")
+    out = io.StringIO()
+    yaml.dump(tree[key], out)
+    return out.getvalue().strip()
 
 
 def _strip(model):
@@ -283,7 +382,7 @@ def _to_yaml(module, indent=0):
     return "\n".join([head, *(pad + line for line in lines)])
 
 
-def save_compact(folder, modules, header="", **values):
+def save_compact(folder, modules, header="", originals=None, **values):
     """Saves plain modules as weights and a YAML that builds them.
 
     The folder has the form that SpeechBrain's ``Pretrained.from_hparams``
@@ -298,6 +397,11 @@ def save_compact(folder, modules, header="", **values):
         mean_var_norm, model.
     header : str
         Comment for the top of the YAML.
+    originals : dict of str to tuple
+        For modules whose constructors cannot express the sizes: the
+        expression that builds the uncut module (see :func:`constructor`) and
+        the sizes to cut it to (see :func:`final_sizes`). Loading these
+        modules needs noisegate.
     **values : dict
         Further keys of the YAML (numbers, strings, flat dicts).
 
@@ -317,6 +421,16 @@ def save_compact(folder, modules, header="", **values):
         else:
             lines.append(f"{key}: {_scalar(value)}")
     for name, module in modules.items():
+        if name in (originals or {}):
+            expression, sizes = originals[name]
+            expression = expression.replace("\n", "\n    ")
+            lines += [
+                f"{name}: {expression}",
+                f"__{name}_sizes: !apply:noisegate.compact.shrink",
+                f"    - !ref <{name}>",
+                f"    - {json.dumps(sizes)}",
+            ]
+            continue
         lines.append(f"{name}: {_to_yaml(module)}")
         if isinstance(module, sb.lobes.features.Fbank):
             top_db = _scalar(module.compute_fbanks.top_db)

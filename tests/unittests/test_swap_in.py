@@ -4,9 +4,11 @@ import copy
 
 import pytest
 import torch
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain.inference.interfaces import Pretrained
 
 from noisegate.attach import Gates
-from noisegate.compact import compact
+from noisegate.compact import compact, constructor, final_sizes, save_compact
 from tests.unittests import models
 from tests.unittests.referee import count_macs
 
@@ -126,3 +128,73 @@ def test_the_cut_model_is_plain(found):
             assert not type(module).__module__.startswith("noisegate")
             assert not module._forward_pre_hooks
             assert "forward" not in vars(module)
+
+
+HPARAMS = {
+    "ecapa": """
+n_bands: 10
+model: !new:speechbrain.lobes.models.ECAPA_TDNN.ECAPA_TDNN
+    input_size: !ref <n_bands>
+    channels: [32, 32, 32, 32, 24]
+    attention_channels: 7
+    res2net_scale: 4
+    se_channels: 6
+    lin_neurons: 5
+""",
+    "crdnn": """
+activation: !name:torch.nn.LeakyReLU
+model: !new:speechbrain.lobes.models.CRDNN.CRDNN
+    input_size: 10
+    activation: !ref <activation>
+    cnn_blocks: 1
+    cnn_channels: [6]
+    rnn_layers: 2
+    rnn_neurons: 7
+    rnn_bidirectional: True
+    dnn_blocks: 2
+    dnn_neurons: 8
+""",
+}
+
+
+class Embedder(Pretrained):
+    """The least that an inference class needs."""
+
+    MODULES_NEEDED = ["model"]
+
+    def forward(self, x):
+        """Returns what the model returns."""
+        return self.mods.model(x)
+
+
+@pytest.mark.parametrize("name", HPARAMS)
+def test_saving_and_loading_a_cut_class(name, tmp_path):
+    """From the recipe's own YAML, cut to the recorded sizes."""
+    hparams = tmp_path / "train.yaml"
+    hparams.write_text(HPARAMS[name])
+    torch.manual_seed(0)
+    model = models.randomise(load_hyperpyyaml(HPARAMS[name])["model"])
+    gates = Gates(model, input_shape=[1, 20, 10])
+    models.scramble(gates)
+    gates.freeze(models.random_widths(gates, 2))
+    small, _ = compact(gates)
+    original = constructor(str(hparams), "model"), final_sizes(gates, small)
+    save_compact(
+        str(tmp_path / "compact"),
+        {"model": small},
+        originals={"model": original},
+    )
+    loaded = Embedder.from_hparams(
+        source=str(tmp_path / "compact"), savedir=str(tmp_path / "saved")
+    )
+    x = torch.randn(2, 25, 10)
+    assert torch.equal(loaded(x), small(x))
+    assert type(loaded.mods.model) is type(model)
+
+
+def test_a_missing_key_of_the_recipe_is_an_error(tmp_path):
+    """The message names it."""
+    hparams = tmp_path / "train.yaml"
+    hparams.write_text(HPARAMS["ecapa"])
+    with pytest.raises(KeyError, match="modell"):
+        constructor(str(hparams), "modell")

@@ -28,7 +28,7 @@ from speechbrain.lobes.models.transformer.Transformer import (
 )
 
 from noisegate.attach import Gates, Tap, _MaskedLayer
-from noisegate.cut import cut, kept_features
+from noisegate.cut import copy_of, cut, kept_features
 from noisegate.gate import Gate
 from noisegate.layers import GATED_LAYERS
 from noisegate.leaves import FEATURES
@@ -66,7 +66,7 @@ def compact(gates):
     >>> plain.hidden.w, plain.out.w.in_features
     (Linear(in_features=8, out_features=4, bias=True), 4)
     """
-    model = _strip(copy.deepcopy(gates.model))
+    model = _strip(copy_of(gates.model))
     features = None
     if gates.features is not None:
         features = _strip(copy.deepcopy(gates.features))

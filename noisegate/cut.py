@@ -4,10 +4,13 @@ Authors
  * The noisegate developers, 2026
 """
 
+import copy
+
 import speechbrain as sb
 import torch
 from speechbrain.lobes.models import resepformer
 from speechbrain.nnet import RNN
+from torch.nn.utils import parametrize
 
 from noisegate.leaves import (
     ATTENTION,
@@ -79,6 +82,7 @@ def cut(model, kept):
       (1): Linear(in_features=2, out_features=1, bias=True)
     )
     """
+    fold(model)
     for (path, role), index in kept.items():
         if role.startswith("axis"):
             path, _, name = path.rpartition(".")
@@ -92,6 +96,63 @@ def cut(model, kept):
     for module in model.modules():
         _renew_sizes(module)
     return model
+
+
+def copy_of(model):
+    """Returns a deep copy of a model.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        The model; tensors that its last pass left in it, as torch's older
+        weight normalization does, may be part of a graph.
+
+    Returns
+    -------
+    torch.nn.Module
+    """
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if torch.is_tensor(value) and value.grad_fn is not None:
+                setattr(module, name, value.detach())
+    return copy.deepcopy(model)
+
+
+def fold(model):
+    """Replaces weight and spectral normalization by plain weights, in place.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        The model.
+
+    Example
+    -------
+    >>> layer = torch.nn.utils.parametrizations.weight_norm(
+    ...     torch.nn.Linear(3, 2)
+    ... )
+    >>> fold(layer)
+    >>> [name for name, _ in layer.named_parameters()]
+    ['bias', 'weight']
+    """
+    for module in model.modules():
+        for remove in (
+            torch.nn.utils.remove_weight_norm,
+            torch.nn.utils.remove_spectral_norm,
+        ):
+            try:
+                remove(module)
+            except ValueError:  # has none
+                pass
+        if parametrize.is_parametrized(module):
+            # Copies of a layer share its class, from which torch would
+            # delete the parametrized tensor
+            kind = type(module)
+            module.__class__ = type(
+                kind.__name__, kind.__bases__, dict(kind.__dict__)
+            )
+            for name in list(module.parametrizations):
+                parametrize.remove_parametrizations(module, name)
 
 
 def _renew_sizes(module):

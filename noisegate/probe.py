@@ -83,7 +83,10 @@ def _map(function, value):
 
 def _differ(x, y):
     """Where two tensors differ; NaN equals NaN."""
-    return (x != y) & ~(torch.isnan(x) & torch.isnan(y))
+    where = x != y
+    if where.any():
+        where &= ~(torch.isnan(x) & torch.isnan(y))
+    return where
 
 
 def _per_feature(layer, where):
@@ -176,6 +179,7 @@ class Probe:
         self._with_features = with_features
         self._sets = _Sets()
         self._stand_ins, self._clean_inputs = {}, {}
+        self._noise, self._n_disturbed = {}, 0
         self._stage, self._selected, self._sign = "record", {}, 1
         training = {layer: layer.training for layer in model.modules()}
         saved = {
@@ -216,18 +220,19 @@ class Probe:
         """One pass of the model; returns the tensors it returns."""
         self._calls = {}
         self._seen = {}
+        self._n_disturbed = 0
         torch.manual_seed(1)
         inputs = _map(torch.clone, self.inputs)
         kept = {}
         for place, select in self._selected.items():
             if place == (FEATURES, "out"):
-                inputs[0] = self._disturb(inputs[0], select, 0)
+                inputs[0] = self._disturb(inputs[0], select)
             elif place in self._tensors:
                 tensor, axis = self._tensors[place], int(place[1][4:])
                 kept[place] = tensor.data.clone()
                 shape = [1] * tensor.dim()
                 shape[axis] = -1
-                disturbed = self._disturb(tensor.data, select.view(shape), 0)
+                disturbed = self._disturb(tensor.data, select.view(shape))
                 tensor.data.copy_(disturbed)
         try:
             return tensors(self.model(*inputs))
@@ -235,11 +240,17 @@ class Probe:
             for place, values in kept.items():
                 self._tensors[place].data.copy_(values)
 
-    def _disturb(self, tensor, select, call):
+    def _disturb(self, tensor, select):
         """Adds something to the selected entries (broadcast)."""
-        draw = torch.Generator().manual_seed(call)
-        amount = 2 + 4 * torch.rand(tensor.shape, generator=draw)
-        amount = self._sign * amount.to(tensor)
+        if tensor.shape not in self._noise:
+            draw = torch.Generator().manual_seed(len(self._noise))
+            self._noise[tensor.shape] = 2 + 4 * torch.rand(
+                tensor.shape, generator=draw
+            )
+        # Not the same at each call, or differences would cancel
+        amount = self._noise[tensor.shape].to(tensor)
+        amount = self._sign * (1 + 0.01 * self._n_disturbed) * amount
+        self._n_disturbed += 1
         return torch.where(select.to(tensor.device), tensor + amount, tensor)
 
     def _replacement(self, path, layer):
@@ -276,7 +287,7 @@ class Probe:
             ):
                 state = slot > 0 and isinstance(layer, RECURRENT + CELLS)
                 for x, x0 in zip(tensors(new), tensors(old)):
-                    if not x.is_floating_point():
+                    if not x.is_floating_point() or torch.equal(x, x0):
                         continue
                     where = _per_feature(layer, _differ(x, x0))
                     if where.any():
@@ -287,17 +298,17 @@ class Probe:
                 select = self._selected.get((path, "out"))
             if select is None:
                 return output
-            return self._disturb_output(layer, output, select, call)
+            return self._disturb_output(layer, output, select)
 
         return forward
 
-    def _disturb_output(self, layer, output, select, call):
+    def _disturb_output(self, layer, output, select):
         def disturb(x):
             chosen = select
             if isinstance(layer, RECURRENT + CELLS):
                 chosen = select.repeat(x.shape[-1] // len(select))
             shape = feature_shape(layer, x)
-            return self._disturb(x, chosen.view(shape), call)
+            return self._disturb(x, chosen.view(shape))
 
         if isinstance(layer, ATTENTION) and isinstance(output, tuple):
             return (disturb(output[0]), *output[1:])
@@ -385,7 +396,7 @@ class Probe:
                 for i, value in enumerate(self.inputs):
                     if torch.is_tensor(value) and value.dim() > 1:
                         if value.is_floating_point():
-                            value = self._disturb(value, everywhere, i)
+                            value = self._disturb(value, everywhere)
                             self.inputs[i] = value
                 self._forward()
                 for (path, role), where in self._seen.items():

@@ -13,7 +13,7 @@ import copy
 
 import torch
 
-from noisegate.cut import cut, kept_features
+from noisegate.cut import copy_of, cut, kept_features
 from noisegate.gate import NoiseGate
 from noisegate.leaves import FEATURES
 from noisegate.probe import tensors
@@ -80,7 +80,7 @@ class _Trial:
         self.device = next(model.parameters()).device
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            self.model = copy.deepcopy(model).eval()
+            self.model = copy_of(model).eval()
             self._randomise()
             outputs = [self._run(self.model, inputs, seed) for seed in (0, 1)]
         # A model may draw random numbers in evaluation too
@@ -140,7 +140,7 @@ class _Trial:
         return None
 
     def _cut_and_compare(self, groups, smallest):
-        masked = copy.deepcopy(self.model)
+        masked = copy_of(self.model)
         keep = {}
         for group in groups:
             step = group.granularity
@@ -154,7 +154,7 @@ class _Trial:
             gate.to(self.device).refresh()
             self.attach(masked, group, gate)
             keep[group.name] = gate.open_channels()
-        small = cut(copy.deepcopy(self.model), kept_features(groups, keep))
+        small = cut(copy_of(self.model), kept_features(groups, keep))
         inputs = list(self.inputs)
         if FEATURES in keep:
             inputs[0] = inputs[0].index_select(-1, keep[FEATURES])

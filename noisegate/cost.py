@@ -17,6 +17,8 @@ import math
 
 import torch
 from speechbrain.nnet.attention import RelPosMHAXL, RoPEMHA
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from noisegate.leaves import (
     ATTENTION,
@@ -33,6 +35,45 @@ from noisegate.leaves import (
     scale_and_shift,
 )
 from noisegate.probe import tensors
+
+PRODUCTS = "products between the layers"
+
+
+def count_macs(model, inputs):
+    """Counts the MACs of one pass, whatever computes them.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        The model.
+    inputs : list
+        Its arguments.
+
+    Returns
+    -------
+    int
+
+    Example
+    -------
+    >>> count_macs(torch.nn.Linear(3, 4), [torch.rand(5, 3)])
+    60
+    """
+    # Kernels that compute a whole layer are not counted
+    recurrent = any(isinstance(m, RECURRENT) for m in model.modules())
+    onednn = torch.backends.mkldnn.enabled and not recurrent
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with (
+            torch.no_grad(),
+            torch.backends.mkldnn.flags(enabled=onednn),
+            sdpa_kernel(SDPBackend.MATH),
+            FlopCounterMode(display=False) as counter,
+        ):
+            model(*inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+    return counter.get_total_flops() // 2
 
 
 def linear_cost(layer, n_in, n_out, calls):
@@ -273,6 +314,28 @@ def tensor_cost(tensor, n_in, n_out, calls):
     return 0, n_in * calls["others"], 0
 
 
+def product_cost(layer, n_in, n_out, calls):
+    """Cost of products between the layers, taken to be constant.
+
+    Arguments
+    ---------
+    layer : None
+        There is none.
+    n_in : int
+        Not used.
+    n_out : int
+        Not used.
+    calls : dict
+        "macs": what was counted.
+
+    Returns
+    -------
+    tuple
+        MACs, no parameters and activations.
+    """
+    return calls["macs"], 0, 0
+
+
 def fbank_cost(features, n_in, n_out, calls):
     """Cost of a mel filterbank: spectrum times filter matrix.
 
@@ -389,6 +452,7 @@ class CostModel:
                 place.append((group.name, n_each))
         self._layers = []  # (path, layer, formula, in, out, calls)
         calls = self._run(model, example, features)
+        counted = calls.pop(PRODUCTS)
         if features is not None:
             frames = {"positions": calls.pop(FEATURES)}
             bins = features.compute_fbanks.n_stft
@@ -435,6 +499,15 @@ class CostModel:
                     others,
                 )
             )
+        own = sum(
+            cost[0] for path, cost in self._by_layer() if path != FEATURES
+        )
+        if counted > own:
+            macs = {"macs": counted - own}
+            none = 0, []
+            self._layers.append(
+                (PRODUCTS, None, product_cost, none, none, macs)
+            )
         self._full_macs = self.macs()  # asked for at every step
 
     @staticmethod
@@ -473,11 +546,12 @@ class CostModel:
         model.eval()
         try:
             with torch.no_grad(), torch.random.fork_rng():
+                torch.manual_seed(0)
                 if features is not None:
                     example = [features(example[0])]
                     frames = example[0].numel() // example[0].shape[-1]
                     calls[FEATURES] = frames
-                model(*example)
+                calls[PRODUCTS] = count_macs(model, example)
         finally:
             for module, mode in training.items():
                 module.training = mode
@@ -485,7 +559,7 @@ class CostModel:
                 handle.remove()
         return calls
 
-    def _by_layer(self, widths):
+    def _by_layer(self, widths=None):
         """Yields path and (MACs, parameters, activations) of each layer."""
         widths = {**self.sizes, **(widths or {})}
 

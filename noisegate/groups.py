@@ -25,10 +25,17 @@ from speechbrain.lobes.models.transformer.Transformer import (
 from speechbrain.nnet.attention import RelPosMHAXL
 
 from noisegate.layers import GATED_LAYERS
-from noisegate.leaves import CONVS, FEATURES, RECURRENT, n_read, out_index
+from noisegate.leaves import (
+    CELLS,
+    CONVS,
+    FEATURES,
+    RECURRENT,
+    n_read,
+    out_index,
+)
 from noisegate.probe import Probe, tensors
 
-_FRAMES = 64  # of the example that probing makes for itself
+FRAMES = 64  # of the example that probing makes for itself
 # These take the states of their layers for tensors of one size
 _STACKS = (
     sb.nnet.RNN.LiGRU,
@@ -155,7 +162,7 @@ def find_groups(model, features=None, example=None):
             n_features = _input_size(model)
         else:
             n_features = features.compute_fbanks.n_mels
-        example = [torch.zeros(1, _FRAMES, n_features)]
+        example = [torch.zeros(1, FRAMES, n_features)]
     example = not_silent(example)
     probe = Probe(model, example, with_features=features is not None)
     groups = _Finder(model, probe).groups()
@@ -229,8 +236,6 @@ class _Finder:
                 places[path, role].append(number)
             if not any(role == "out" for _, role in places):
                 continue  # comes from the input or is constant
-            if reason is None and not any(r == "in" for _, r in places):
-                reason = "no layer reads it"
             counts = tuple(sorted((k, len(v)) for k, v in places.items()))
             alike[counts, reason].append(places)
         found = [
@@ -338,6 +343,8 @@ class _Finder:
             self._add(group, place, [item[place] for item in channels])
         if group.fixed is None and len(channels) == 1:
             group.fixed = "a single channel"
+        if group.fixed is None and not group.find("in"):
+            group.fixed = "no layer reads it"
         self._complete(group, path)
         return group
 
@@ -359,7 +366,7 @@ class _Finder:
         for channel, own in enumerate(numbers):
             index[own] = channel
         identity = torch.equal(index, torch.arange(group.size))
-        if role == "out" and isinstance(layer, RECURRENT):
+        if role == "out" and isinstance(layer, RECURRENT + CELLS):
             units = None if identity else index
             index = index[out_index(layer)]
             identity = torch.equal(index, torch.arange(group.size))

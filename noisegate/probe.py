@@ -424,6 +424,10 @@ class Probe:
             except Exception as error:
                 reason = f"disturbing it breaks the forward: {error}"
                 touched[place] = {}
+            if size == 1:
+                # A factor of other channels, or one that cannot be cut
+                touched[place] = {}
+                reason = reason or "a single channel"
             if reason:
                 for channel in range(size):
                     self._sets.fix((*place, channel), reason)

@@ -2,12 +2,23 @@
 
 import speechbrain as sb
 import torch
+from speechbrain.lobes.models.conv_tasnet import MaskNet
+from speechbrain.lobes.models.CRDNN import CNN_Block, DNN_Block
+from speechbrain.lobes.models.dual_path import (
+    Decoder,
+    Encoder,
+    SepformerWrapper,
+)
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 from speechbrain.lobes.models.ResNet import ResNet as SpeakerResNet
+from speechbrain.lobes.models.transformer.Conformer import ConformerEncoder
 from speechbrain.lobes.models.transformer.Transformer import (
+    TransformerEncoder,
     TransformerEncoderLayer,
 )
+from speechbrain.lobes.models.wav2vec import EncoderWrapper, W2VLatentExtractor
 from speechbrain.lobes.models.Xvector import Xvector
+from speechbrain.nnet.attention import RelPosEncXL
 from speechbrain.nnet.CNN import Conv1d, Conv2d
 from speechbrain.nnet.containers import Sequential
 from speechbrain.nnet.linear import Linear
@@ -170,7 +181,90 @@ class ResNet(torch.nn.Module):
         return self.out(torch.cat([x.mean(2), deviation], 1))
 
 
-RESIDUAL = {
+class Chain(torch.nn.Module):
+    """Modules that a recipe calls one after the other."""
+
+    def __init__(self, *modules):
+        super().__init__()
+        self.steps = torch.nn.ModuleList(modules)
+
+    def forward(self, x):
+        """Returns what the last one returns, without its states."""
+        for step in self.steps:
+            x = step(x)
+            x = x[0] if isinstance(x, tuple) else x
+        return x
+
+
+def vad_crdnn(rnn=GRU):
+    """The parts of SpeechBrain's VAD model."""
+    cnn = Sequential(input_shape=[None, None, 12])
+    cnn.append(LayerNorm, layer_name="norm1")
+    for i, channels in enumerate((5, 6)):
+        cnn.append(
+            CNN_Block,
+            channels=channels,
+            kernel_size=(3, 3),
+            layer_name=f"cnn{i}",
+        )
+    dnn = Sequential(input_shape=[None, None, 14])
+    dnn.append(DNN_Block, neurons=9, layer_name="dnn1")
+    dnn.append(Linear, n_neurons=1, bias=False, layer_name="lin")
+    options = {"hidden_size": 7, "num_layers": 2, "bidirectional": True}
+    return Chain(cnn, rnn(input_shape=[2, 16, 3, 6], **options), dnn)
+
+
+class ConvTasNet(torch.nn.Module):
+    """Encoder, mask network and decoder of a separation recipe."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = Encoder(kernel_size=8, out_channels=12)
+        self.mask = MaskNet(12, 7, 9, 3, 2, 1, 2)
+        self.decoder = Decoder(12, 1, kernel_size=8, stride=4, bias=False)
+
+    def forward(self, x):
+        """Returns two signals."""
+        h = self.encoder(x)
+        return [self.decoder(h * mask) for mask in self.mask(h)]
+
+
+class Conformer(torch.nn.Module):
+    """Conformer encoder with relative positions and an output layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.project = Linear(n_neurons=16, input_size=12)
+        self.positions = RelPosEncXL(16)
+        self.encoder = ConformerEncoder(
+            num_layers=2, d_model=16, d_ffn=20, nhead=4, kernel_size=5
+        )
+        self.out = Linear(n_neurons=3, input_size=16)
+
+    def forward(self, x):
+        """Returns scores of frames."""
+        x = self.project(x)
+        return self.out(self.encoder(x, pos_embs=self.positions(x))[0])
+
+
+class Wav2Vec2(torch.nn.Module):
+    """SpeechBrain's own wav2vec 2.0 encoder with an output layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.extractor = W2VLatentExtractor(out_channels=[8] * 7)
+        encoder = TransformerEncoder(
+            d_model=16, num_layers=2, nhead=4, d_ffn=20
+        )
+        self.encoder = EncoderWrapper(8, 16, encoder)
+        self.out = Linear(n_neurons=3, input_size=16)
+
+    def forward(self, x):
+        """Returns scores of frames."""
+        return self.out(self.encoder(self.extractor(x))["embeddings"])
+
+
+SWAP_IN = {
     "resnet": (ResNet, (2, 20, 12)),
     "resnet_pooled": (lambda: ResNet(flatten=False), (2, 20, 12)),
     "sb_resnet": (
@@ -201,6 +295,25 @@ RESIDUAL = {
         ),
         (2, 25, 10),
     ),
+    "crdnn": (vad_crdnn, (2, 16, 12)),
+    "ligru": (lambda: vad_crdnn(sb.nnet.RNN.LiGRU), (2, 16, 12)),
+    "conv_tasnet": (ConvTasNet, (2, 160)),
+    "sepformer": (
+        lambda: SepformerWrapper(
+            encoder_out_nchannels=16,
+            masknet_chunksize=10,
+            masknet_numlayers=1,
+            intra_numlayers=1,
+            inter_numlayers=1,
+            intra_nhead=4,
+            inter_nhead=4,
+            intra_dffn=9,
+            inter_dffn=7,
+        ),
+        (1, 320),
+    ),
+    "conformer": (Conformer, (2, 16, 12)),
+    "wav2vec2": (Wav2Vec2, (1, 1600)),
 }
 
 

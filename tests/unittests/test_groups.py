@@ -265,7 +265,7 @@ def test_a_residual_sum_joins_what_is_added():
 
 def resnet_call(name):
     """Arguments that find the groups of a model."""
-    build, shape = models.RESIDUAL[name]
+    build, shape = models.SWAP_IN[name]
     return build(), None, [torch.randn(shape)]
 
 

@@ -12,7 +12,7 @@ from noisegate.compact import compact, constructor, final_sizes, save_compact
 from tests.unittests import models
 from tests.unittests.referee import count_macs
 
-WHICH = models.RESIDUAL
+WHICH = models.SWAP_IN
 
 
 def seeded(function, *args):

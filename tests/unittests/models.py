@@ -226,7 +226,7 @@ class ConvTasNet(torch.nn.Module):
     def forward(self, x):
         """Returns two signals."""
         h = self.encoder(x)
-        return [self.decoder(h * mask) for mask in self.mask(h)]
+        return torch.stack([self.decoder(h * mask) for mask in self.mask(h)])
 
 
 class Conformer(torch.nn.Module):
@@ -244,7 +244,8 @@ class Conformer(torch.nn.Module):
     def forward(self, x):
         """Returns scores of frames."""
         x = self.project(x)
-        return self.out(self.encoder(x, pos_embs=self.positions(x))[0])
+        positions = self.positions(x).to(x)  # they are float32 always
+        return self.out(self.encoder(x, pos_embs=positions)[0])
 
 
 class Wav2Vec2(torch.nn.Module):
@@ -254,7 +255,11 @@ class Wav2Vec2(torch.nn.Module):
         super().__init__()
         self.extractor = W2VLatentExtractor(out_channels=[8] * 7)
         encoder = TransformerEncoder(
-            d_model=16, num_layers=2, nhead=4, d_ffn=20
+            d_model=16,
+            num_layers=2,
+            nhead=4,
+            d_ffn=20,
+            activation=torch.nn.GELU,
         )
         self.encoder = EncoderWrapper(8, 16, encoder)
         self.out = Linear(n_neurons=3, input_size=16)

@@ -52,7 +52,7 @@ def test_open_gates_change_nothing(found):
                 {
                     k: p.grad
                     for k, p in net.named_parameters()
-                    if "gate" not in k
+                    if "gate" not in k and p.grad is not None
                 }
             )
         assert torch.equal(*outputs)
@@ -82,7 +82,7 @@ def test_the_cut_model_equals_the_gated_one(found):
         own = 1e-4 * scale if name == "xvector" else 0
         difference = (seeded(model, x) - expected).abs().max()
         assert difference <= 1e-5 * max(1, scale) + own
-        if own:
+        if own or name == "conformer":  # its attention is float32 always
             continue
         gates.model.double()
         model, _ = compact(gates)

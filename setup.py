@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 version = (Path(__file__).parent / "noisegate" / "version.txt").read_text()
 # Mini-LA, the corpus that recipes/ASVspoof makes: WORLD, espeak-ng, the check
 # for shortcuts.
-asvspoof = ["pyworld", "espeakng-loader", "scikit-learn"]
+asvspoof = ["pyworld", "espeakng-loader", "scikit-learn", "confidence-intervals"]
 
 setup(
     name="noisegate",
@@ -39,6 +39,7 @@ setup(
             "yamllint",
             "fvcore",
             "torch-pruning==1.6.*",
+            "expected-cost",
         ],
         # What recipes compare with
         "rivals": ["torch-pruning==1.6.*"],

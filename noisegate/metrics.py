@@ -11,11 +11,19 @@ Trials with equal scores are accepted or rejected together. All counts are
 integers and all results Python floats, so values may go into checkpoint
 meta-data as they are. Everything costs one sort.
 
+First the metrics of any detector, then calibration, the tandem with speaker
+verification and confidence intervals, last what collects and keeps scores.
+
 Authors
  * The noisegate developers, 2026
 """
 
+import math
+from typing import NamedTuple
+
+import numpy as np
 import torch
+from scipy.optimize import minimize
 
 
 def roc_points(scores, labels):
@@ -278,6 +286,350 @@ def precision_recall_f1(scores, labels, threshold):
     )
 
 
+def bayes_threshold(p_target=0.5, c_miss=1.0, c_fa=1.0):
+    """The threshold that costs least for scores that are log-likelihood ratios.
+
+        t = ln(c_fa (1 - p_target) / (c_miss p_target))
+
+    With it `act_dcf` measures the loss through bad calibration too. The
+    challenge ASVspoof 5 uses p_target = 0.95, c_miss = 1, c_fa = 10. Brümmer
+    and du Preez 2006, as above.
+
+    Arguments
+    ---------
+    p_target : float
+        Prior probability of the target class in use, between 0 and 1.
+    c_miss : float
+        Cost of a miss, positive.
+    c_fa : float
+        Cost of a false alarm, positive.
+
+    Returns
+    -------
+    threshold : float
+        In nats.
+
+    Example
+    -------
+    >>> bayes_threshold(p_target=0.95, c_miss=1.0, c_fa=10.0)
+    -0.64...
+    """
+    _check_costs(p_target, c_miss, c_fa)
+    return math.log(c_fa * (1 - p_target) / (c_miss * p_target))
+
+
+def cllr(scores, labels):
+    """Cost of log-likelihood ratios, in bits.
+
+        Cllr = (mean over targets of log2(1 + exp(-score))
+                + mean over non-targets of log2(1 + exp(score))) / 2
+
+    Scores are taken as natural log-likelihood ratios. 0: certain and right;
+    1: as good as the score 0 for all; above 1: misleading. It averages the
+    actual cost over all priors and costs. Brümmer and du Preez 2006, as above.
+
+    Arguments
+    ---------
+    scores : torch.Tensor (trials,)
+        Natural log-likelihood ratios, finite.
+    labels : torch.Tensor (trials,)
+        1 for target, 0 for non-target; both must occur.
+
+    Returns
+    -------
+    cost : float
+        Bits, 0 or more.
+
+    Example
+    -------
+    >>> cllr([0.0, 0.0, 0.0], [1, 1, 0])
+    1.0
+    """
+    scores, labels = _checked(scores, labels)
+    softplus = torch.nn.functional.softplus
+    misses = softplus(-scores[labels]).mean()
+    alarms = softplus(scores[~labels]).mean()
+    return float(misses + alarms) / (2 * math.log(2))
+
+
+def affine_calibration(scores, labels):
+    """The map to log-likelihood ratios that minimizes Cllr.
+
+        llr = scale score + offset
+
+    Logistic regression in which both classes weigh alike. A ridge of 1e-4
+    on the scale of standardized scores keeps it finite where the classes are
+    separated. Brümmer and du Preez 2006, as above.
+
+    Arguments
+    ---------
+    scores : torch.Tensor (trials,)
+        Finite scores, best of data that is not used for testing.
+    labels : torch.Tensor (trials,)
+        1 for target, 0 for non-target; both must occur.
+
+    Returns
+    -------
+    scale : float
+        Negative if high scores speak against the target.
+    offset : float
+        In nats.
+
+    Example
+    -------
+    >>> scale, offset = affine_calibration([1, 2, 2, 3], [0, 1, 0, 1])
+    >>> round(offset / scale, 3)
+    -2.0
+    """
+    scores, labels = _checked(scores, labels)
+    mean, std = scores.mean(), scores.std(correction=0).clamp(min=1e-12)
+    z, sign = ((scores - mean) / std).numpy(), 2.0 * labels.numpy() - 1.0
+    weight = np.where(labels, 0.5 / labels.sum(), 0.5 / (~labels).sum())
+
+    def loss(x):
+        margin = sign * (x[0] * z + x[1])
+        # d softplus(-m) / dm = -1 / (1 + exp(m)), without overflow
+        slope = -sign * weight * 0.5 * (1.0 - np.tanh(margin / 2))
+        value = weight @ np.logaddexp(0.0, -margin) + 0.5e-4 * x[0] ** 2
+        return value, np.array([slope @ z + 1e-4 * x[0], slope.sum()])
+
+    a, b = minimize(loss, [0.0, 0.0], jac=True, method="BFGS").x
+    scale = float(a / std)
+    return scale, float(b - scale * mean)
+
+
+class AsvErrors(NamedTuple):
+    """Error rates of speaker verification (ASV) at its fixed threshold.
+
+    `ASV_2019_LA_EVAL` holds those of the organizers' system on the evaluation
+    set of ASVspoof 2019 LA. `asv_errors` finds them from scores.
+
+    Arguments
+    ---------
+    p_miss : float
+        Share of target speakers rejected.
+    p_fa : float
+        Share of bona fide non-target speakers accepted.
+    p_fa_spoof : float
+        Share of spoofs accepted: 1 - Pmiss,spoof of the 2019 papers.
+    """
+
+    p_miss: float
+    p_fa: float
+    p_fa_spoof: float
+
+
+ASV_2019_LA_EVAL = AsvErrors(0.024581, 0.024605, 1.0 - 0.239348)
+
+
+def asv_errors(scores, kinds):
+    """Error rates of speaker verification at its equal error rate.
+
+    The threshold is the one of the ROC of targets against bona fide
+    non-targets at which p_miss and p_fa differ least (the highest of equals).
+
+    Arguments
+    ---------
+    scores : torch.Tensor (trials,)
+        Finite scores, higher = target speaker.
+    kinds : list of str
+        "target", "nontarget" or "spoof" for each trial; all must occur.
+
+    Returns
+    -------
+    errors : AsvErrors
+
+    Example
+    -------
+    >>> kinds = ["target"] * 3 + ["nontarget"] * 3 + ["spoof"] * 2
+    >>> asv_errors([9.0, 8.0, 4.0, 5.0, 2.0, 1.0, 8.5, 3.0], kinds)
+    AsvErrors(p_miss=0.33..., p_fa=0.33..., p_fa_spoof=0.5)
+    """
+    wrong = set(kinds) ^ {"target", "nontarget", "spoof"}
+    if wrong:
+        raise ValueError(
+            "kinds must hold 'target', 'nontarget' and 'spoof', all of them "
+            f"and nothing else; missing or unknown: {sorted(wrong)}"
+        )
+    scores = torch.as_tensor(scores, dtype=torch.float64, device="cpu")
+    kinds = np.asarray(kinds)
+    bona_fide = torch.as_tensor(kinds != "spoof")
+    labels = torch.as_tensor(kinds == "target")
+    p_fa, p_miss, thresholds = roc_points(scores[bona_fide], labels[bona_fide])
+    best = int((p_fa - p_miss).abs().argmin())
+    spoofs = scores[~bona_fide]
+    p_fa_spoof = (spoofs >= thresholds[best]).double().mean()
+    return AsvErrors(float(p_miss[best]), float(p_fa[best]), float(p_fa_spoof))
+
+
+def min_tdcf(
+    scores,
+    labels,
+    asv,
+    form="2021",
+    p_spoof=0.05,
+    p_nontarget=0.01,
+    c_miss=1.0,
+    c_fa=10.0,
+    c_fa_spoof=10.0,
+):
+    """Tandem detection cost at the best threshold of the countermeasure.
+
+    A countermeasure (CM) in front of a given speaker verification system, with
+    p_tar = (1 - p_spoof) (1 - p_nontarget), p_non = (1 - p_spoof) p_nontarget:
+
+        C0 = p_tar c_miss ASV.p_miss + p_non c_fa ASV.p_fa
+        C1 = p_tar c_miss - C0
+        C2 = p_spoof c_fa_spoof ASV.p_fa_spoof
+
+        "2021": min over t of (C0 + C1 p_miss(t) + C2 p_fa(t))
+                / (C0 + min(C1, C2))
+        "2019": min over t of (C1 p_miss(t) + C2 p_fa(t)) / min(C1, C2)
+
+    1: as good as a CM that accepts or rejects all. 0 is possible in the form
+    of 2019 only; in that of 2021 the errors of the ASV remain. "2021":
+    Kinnunen et al., "Tandem assessment of spoofing countermeasures and
+    automatic speaker verification: fundamentals", IEEE/ACM TASLP 28, 2020;
+    "2019", called legacy since: Kinnunen et al.,
+    "t-DCF: a detection cost function for the tandem assessment of spoofing
+    countermeasures and automatic speaker verification", Odyssey 2018. The
+    defaults are those of both challenges (Todisco et al., "ASVspoof 2019",
+    Interspeech 2019).
+
+    Arguments
+    ---------
+    scores : torch.Tensor (trials,)
+        Finite scores of the CM, higher = bona fide.
+    labels : torch.Tensor (trials,)
+        1 for bona fide, 0 for spoof; both must occur.
+    asv : AsvErrors
+        Error rates of the ASV, e.g. `ASV_2019_LA_EVAL` or from `asv_errors`.
+    form : str
+        "2021" or "2019".
+    p_spoof : float
+        Prior probability of a spoof, between 0 and 1.
+    p_nontarget : float
+        Prior probability of another speaker if bona fide, between 0 and 1.
+    c_miss : float
+        Cost of rejecting the target speaker, by either system.
+    c_fa : float
+        Cost of accepting another speaker.
+    c_fa_spoof : float
+        Cost of accepting a spoof.
+
+    Returns
+    -------
+    cost : float
+        0 to 1.
+
+    Raises
+    ------
+    ValueError
+        If the ASV is so bad that C1 or C2 is not positive.
+
+    Example
+    -------
+    >>> scores, labels = [0.9, 0.8, 0.3, 0.7, 0.2, 0.1], [1, 1, 1, 0, 0, 0]
+    >>> min_tdcf(scores, labels, ASV_2019_LA_EVAL, form="2019")
+    0.33...
+    """
+    if form not in ("2019", "2021"):
+        raise ValueError(f"form must be '2019' or '2021', got {form!r}")
+    for name, value in (("p_spoof", p_spoof), ("p_nontarget", p_nontarget)):
+        if not 0 < value < 1:
+            raise ValueError(f"{name} must be between 0 and 1, got {value}")
+    costs = {"c_miss": c_miss, "c_fa": c_fa, "c_fa_spoof": c_fa_spoof}
+    if not all(value > 0 for value in costs.values()):
+        raise ValueError(f"costs must be positive, got {costs}")
+    p_tar = (1 - p_spoof) * (1 - p_nontarget)
+    p_non = (1 - p_spoof) * p_nontarget
+    c0 = p_tar * c_miss * asv.p_miss + p_non * c_fa * asv.p_fa
+    c1 = p_tar * c_miss - c0
+    c2 = p_spoof * c_fa_spoof * asv.p_fa_spoof
+    if min(c1, c2) <= 0:
+        raise ValueError(
+            "asv: t-DCF needs positive C1 and C2, got "
+            f"{c1:.4g} and {c2:.4g} from {asv}"
+        )
+    p_fa, p_miss, _ = roc_points(scores, labels)
+    c0 = c0 if form == "2021" else 0.0
+    cost = float((c1 * p_miss + c2 * p_fa).min())
+    return (c0 + cost) / (c0 + min(c1, c2))
+
+
+def confidence_interval(
+    metric, scores, labels, speakers, level=95.0, n_bootstraps=1000
+):
+    """Bootstrap interval of a metric, over speakers and trials.
+
+    Speakers are drawn with replacement, then trials of each speaker drawn:
+    trials of one speaker depend on each other, and an interval over trials
+    alone is too narrow. The interval is between percentiles of the metric on
+    the drawn sets. Needs the package `confidence-intervals` (Ferrer and
+    Riera, which this follows); its draws do not depend on any seed.
+
+    Arguments
+    ---------
+    metric : callable
+        Takes scores and labels, returns a float, e.g. `eer`.
+    scores : torch.Tensor (trials,)
+        Finite scores, higher = target.
+    labels : torch.Tensor (trials,)
+        1 for target, 0 for non-target.
+    speakers : list of str
+        The speaker of each trial.
+    level : float
+        Percent of the drawn values inside, between 0 and 100.
+    n_bootstraps : int
+        Number of sets drawn.
+
+    Returns
+    -------
+    low : float
+        Lower end.
+    high : float
+        Upper end.
+
+    Raises
+    ------
+    ValueError
+        If a drawn set holds one class only: too few speakers have both.
+
+    Example
+    -------
+    >>> rng = np.random.default_rng(0)
+    >>> labels = rng.integers(2, size=200)
+    >>> scores = rng.normal(size=200) + 2 * labels
+    >>> speakers = [f"s{i % 20}" for i in range(200)]
+    >>> low, high = confidence_interval(eer, scores, labels, speakers)
+    >>> low < eer(scores, labels) < high
+    True
+    """
+    from confidence_intervals import Bootstrap, get_conf_int
+
+    if not 0 < level < 100:
+        raise ValueError(f"level must be in (0, 100) percent, got {level}")
+    scores, labels = (x.numpy() for x in _checked(scores, labels))
+    if len(speakers) != len(scores):
+        raise ValueError(
+            f"speakers must be one per score ({len(scores)}), got "
+            f"{len(speakers)}"
+        )
+    _, conditions = np.unique(np.asarray(speakers), return_inverse=True)
+
+    def on_drawn(labels, scores):
+        if labels.all() or not labels.any():
+            raise ValueError(
+                "speakers: a drawn set holds one class only, too few of the "
+                f"{conditions.max() + 1} speakers have both classes"
+            )
+        return metric(scores, labels)
+
+    values = Bootstrap(n_bootstraps, on_drawn).run(scores, labels, conditions)
+    low, high = get_conf_int(values, alpha=100.0 - level)
+    return float(low), float(high)
+
+
 class FrameScores:
     """Collects frame scores of a data set and pools them into metrics.
 
@@ -395,6 +747,327 @@ class FrameScores:
                 eer(scores, labels) if both else float("nan")
             )
         return summary
+
+
+class UtteranceScores:
+    """Collects one score per utterance and turns them into metrics.
+
+    For `Brain` recipes, as `!name:noisegate.metrics.UtteranceScores` in the
+    YAML and called at the start of a stage. The defaults are the costs of
+    ASVspoof 5 (Wang et al., "ASVspoof 5: crowdsourced speech data, deepfakes,
+    and adversarial attacks at scale", ASVspoof workshop 2024), where bona fide
+    is the target class.
+
+    Arguments
+    ---------
+    p_target : float
+        For minDCF and actDCF; see `min_dcf`.
+    c_miss : float
+        For minDCF and actDCF.
+    c_fa : float
+        For minDCF and actDCF.
+
+    Example
+    -------
+    >>> stats = UtteranceScores()
+    >>> scores, labels = torch.tensor([2.0, 1.0, 0.0, 1.5]), [1, 1, 0, 0]
+    >>> stats.append(
+    ...     ["a", "b", "c", "d"],
+    ...     scores,
+    ...     labels,
+    ...     attacks=["-", "-", "A01", "A02"],
+    ...     speakers=["x", "y", "x", "y"],
+    ... )
+    >>> summary = stats.summarize()
+    >>> summary["EER"], summary["EER A01"], summary["EER A02"]
+    (50.0, 0.0, 50.0)
+    """
+
+    def __init__(self, p_target=0.95, c_miss=1.0, c_fa=10.0):
+        _check_costs(p_target, c_miss, c_fa)
+        self.costs = {"p_target": p_target, "c_miss": c_miss, "c_fa": c_fa}
+        self.ids, self.attacks, self.speakers = [], [], []
+        self.scores, self.labels = [], []
+
+    def append(self, ids, scores, labels, attacks, speakers):
+        """Adds a batch.
+
+        Arguments
+        ---------
+        ids : list of str
+            Identifiers of the utterances.
+        scores : torch.Tensor (batch,)
+            Scores, higher = bona fide.
+        labels : torch.Tensor (batch,)
+            1 for bona fide, 0 for spoof.
+        attacks : list of str
+            Attack of each utterance, "-" for bona fide.
+        speakers : list of str
+            Speaker of each utterance.
+        """
+        scores = torch.as_tensor(scores).detach().cpu().double()
+        labels = torch.as_tensor(labels).detach().cpu()
+        sizes = [len(x) for x in (ids, scores, labels, attacks, speakers)]
+        if len(set(sizes)) > 1 or scores.ndim != 1 or labels.ndim != 1:
+            raise ValueError(
+                "ids, scores, labels, attacks and speakers must be "
+                f"one-dimensional and equally long, got {sizes} and scores of "
+                f"shape {tuple(scores.shape)}"
+            )
+        for i, (label, attack) in enumerate(zip(labels.tolist(), attacks)):
+            _check_values(scores[i], labels[i], f" of {ids[i]!r}")
+            if (label == 1) != (attack == "-"):
+                raise ValueError(
+                    f"attacks of {ids[i]!r} must be '-' for bona fide and only "
+                    f"there, got {attack!r} with label {label}"
+                )
+        self.ids.extend(ids)
+        self.scores.extend(scores.tolist())
+        self.labels.extend((labels == 1).int().tolist())
+        self.attacks.extend(attacks)
+        self.speakers.extend(speakers)
+
+    def summarize(self, calibration=None, asv=None):
+        """Metrics over all utterances, and over those of each attack.
+
+        Each attack is held against all bona fide utterances.
+
+        Arguments
+        ---------
+        calibration : tuple of float
+            Scale and offset that make log-likelihood ratios of the scores, for
+            actDCF and Cllr. None fits them to these very scores (see
+            `affine_calibration`): right for validation data; for test data
+            give the ones found in validation. (1, 0) takes the scores as they
+            are, as the challenges do.
+        asv : AsvErrors or dict of str to AsvErrors
+            Adds t-DCF. A dict has the error rates by attack, and "all".
+
+        Returns
+        -------
+        summary : dict
+            Floats: `EER` (percent), `minDCF`, `actDCF`, `Cllr` (bits), with
+            `asv` also `min t-DCF` and `min t-DCF 2019`, the scale and offset
+            as `calibration_scale` and `calibration_offset`; all but these
+            again as `<name> <attack>`. Nan where there is one class only.
+        """
+        if not self.scores:
+            raise ValueError("scores are empty: nothing was appended")
+        if calibration is None:
+            calibration = (1.0, 0.0)
+            if 0 < sum(self.labels) < len(self.labels):
+                calibration = affine_calibration(self.scores, self.labels)
+        summary = {}
+        for attack in [None, *self._attacks()]:
+            suffix = "" if attack is None else f" {attack}"
+            scores, labels = self._trials(attack)
+            both = 0 < sum(labels) < len(labels)
+            for name, metric in self._metrics(calibration, asv, attack).items():
+                value = metric(scores, labels) if both else float("nan")
+                summary[name + suffix] = value
+        summary["calibration_scale"] = float(calibration[0])
+        summary["calibration_offset"] = float(calibration[1])
+        return summary
+
+    def intervals(self, calibration=(1.0, 0.0), asv=None, **kwargs):
+        """Confidence intervals of the metrics over all utterances.
+
+        Arguments
+        ---------
+        calibration : tuple of float
+            As in `summarize`, but given: it is not fitted anew to each drawn
+            set.
+        asv : AsvErrors or dict of str to AsvErrors
+            As in `summarize`.
+        **kwargs : dict
+            For `confidence_interval`.
+
+        Returns
+        -------
+        intervals : dict of str to list of float
+            Lower and upper end by metric.
+        """
+        scores, labels = self._trials(None)
+        return {
+            name: list(
+                confidence_interval(
+                    metric, scores, labels, self.speakers, **kwargs
+                )
+            )
+            for name, metric in self._metrics(calibration, asv, None).items()
+        }
+
+    def write(self, path):
+        """Writes the scores to a file; see `write_scores`."""
+        write_scores(path, self.ids, self.attacks, self.labels, self.scores)
+
+    def _attacks(self):
+        return sorted(set(self.attacks) - {"-"})
+
+    def _trials(self, attack):
+        """Scores and labels of one attack and of bona fide; all for None."""
+        kept = [
+            i
+            for i, a in enumerate(self.attacks)
+            if attack is None or a in ("-", attack)
+        ]
+        return [self.scores[i] for i in kept], [self.labels[i] for i in kept]
+
+    def _metrics(self, calibration, asv, attack):
+        """Functions of scores and labels by name."""
+        scale, offset = calibration
+        threshold = bayes_threshold(**self.costs)
+
+        def llr(scores):
+            return scale * np.asarray(scores) + offset
+
+        metrics = {
+            "EER": eer,
+            "minDCF": lambda x, y: min_dcf(x, y, **self.costs),
+            "actDCF": lambda x, y: act_dcf(llr(x), y, threshold, **self.costs),
+            "Cllr": lambda x, y: cllr(llr(x), y),
+        }
+        if asv is not None:
+            errors = asv
+            if not isinstance(asv, AsvErrors):
+                errors = asv["all" if attack is None else attack]
+            metrics["min t-DCF"] = lambda x, y: min_tdcf(x, y, errors)
+            metrics["min t-DCF 2019"] = lambda x, y: min_tdcf(
+                x, y, errors, form="2019"
+            )
+        return metrics
+
+
+_KEYS = {"bonafide": 1, "spoof": 0}
+
+
+def write_scores(path, ids, attacks, labels, scores):
+    """Writes scores in the format of the ASVspoof 2019 evaluation.
+
+    One line per utterance: `<utterance> <attack> <label> <score>`, label
+    "bonafide" or "spoof", attack "-" for bona fide.
+
+    Arguments
+    ---------
+    path : str
+        Of the file, which is overwritten.
+    ids : list of str
+        Identifiers of the utterances.
+    attacks : list of str
+        Attack of each utterance.
+    labels : list of int
+        1 for bona fide, 0 for spoof.
+    scores : list of float
+        Scores, higher = bona fide. Kept to the last bit.
+
+    Example
+    -------
+    >>> import os, tempfile
+    >>> path = os.path.join(tempfile.mkdtemp(), "scores.txt")
+    >>> write_scores(path, ["LA_E_1"], ["A07"], [0], [-1.25])
+    >>> print(open(path).read())
+    LA_E_1 A07 spoof -1.25
+    """
+    names = {value: key for key, value in _KEYS.items()}
+    with open(path, "w", encoding="utf-8") as out:
+        for row in zip(ids, attacks, labels, scores, strict=True):
+            utterance, attack, label, score = row
+            for field in (utterance, attack):
+                if not field or len(str(field).split()) != 1:
+                    raise ValueError(
+                        "ids and attacks must be words without spaces, got "
+                        f"{field!r}"
+                    )
+            line = f"{utterance} {attack} {names[int(label)]} {float(score)!r}"
+            out.write(line + "\n")
+
+
+def read_scores(path):
+    """Reads a file of `write_scores`, or one of the challenge.
+
+    Arguments
+    ---------
+    path : str
+        Of the file.
+
+    Returns
+    -------
+    ids : list of str
+        Identifiers of the utterances.
+    attacks : list of str
+        Attack of each utterance, "-" for bona fide.
+    labels : list of int
+        1 for bona fide, 0 for spoof.
+    scores : list of float
+        Higher = bona fide.
+
+    Raises
+    ------
+    ValueError
+        Names file and line that cannot be read, or an utterance that occurs
+        twice.
+    """
+    rows = _read_rows(path, "<utterance> <attack> <label> <score>", _KEYS)
+    ids = [row[0] for row in rows]
+    if len(set(ids)) < len(ids):
+        twice = next(i for i in ids if ids.count(i) > 1)
+        raise ValueError(f"{path}: utterance {twice} occurs more than once")
+    labels = [_KEYS[row[2]] for row in rows]
+    return ids, [row[1] for row in rows], labels, [row[3] for row in rows]
+
+
+def read_asv_scores(path):
+    """Reads the organizers' speaker verification scores of ASVspoof 2019.
+
+    Lines are `<source> <kind> <score>`, source "bonafide" or an attack, kind
+    "target", "nontarget" or "spoof".
+
+    Arguments
+    ---------
+    path : str
+        E.g. `ASVspoof2019.LA.asv.eval.gi.trl.scores.txt`.
+
+    Returns
+    -------
+    errors : dict of str to AsvErrors
+        By attack, and "all".
+    """
+    kinds = ("target", "nontarget", "spoof")
+    rows = _read_rows(path, "<source> <kind> <score>", kinds)
+    bona_fide = [row for row in rows if row[1] != "spoof"]
+    attacks = sorted({row[0] for row in rows if row[1] == "spoof"})
+    sets = {"all": rows}
+    for attack in attacks:
+        spoofs = [row for row in rows if row[1:2] == ["spoof"]]
+        sets[attack] = bona_fide + [row for row in spoofs if row[0] == attack]
+    return {
+        name: asv_errors([row[2] for row in mine], [row[1] for row in mine])
+        for name, mine in sets.items()
+    }
+
+
+def _read_rows(path, form, kinds):
+    """Rows of words; the last one a finite float, the one before a kind."""
+    rows = []
+    with open(path, encoding="utf-8") as fin:
+        for number, line in enumerate(fin, 1):
+            row = line.split()
+            if not row:
+                continue
+            try:
+                if len(row) != len(form.split()) or row[-2] not in kinds:
+                    raise ValueError
+                row[-1] = float(row[-1])
+                if not math.isfinite(row[-1]):
+                    raise ValueError
+            except ValueError:
+                raise ValueError(
+                    f"{path}, line {number}: expected '{form}' with one of "
+                    f"{', '.join(kinds)} and a finite score, got "
+                    f"'{line.strip()}'"
+                )
+            rows.append(row)
+    return rows
 
 
 def _check_values(scores, labels, where=""):

@@ -422,7 +422,7 @@ class AsvErrors(NamedTuple):
 ASV_2019_LA_EVAL = AsvErrors(0.024581, 0.024605, 1.0 - 0.239348)
 
 
-def asv_errors(scores, kinds):
+def asv_errors(target, nontarget, spoof):
     """Error rates of speaker verification at its equal error rate.
 
     The threshold is the one of the ROC of targets against bona fide
@@ -430,10 +430,12 @@ def asv_errors(scores, kinds):
 
     Arguments
     ---------
-    scores : torch.Tensor (trials,)
-        Finite scores, higher = target speaker.
-    kinds : list of str
-        "target", "nontarget" or "spoof" for each trial; all must occur.
+    target : torch.Tensor (trials,)
+        Finite scores of the claimed speaker, who should score high.
+    nontarget : torch.Tensor (trials,)
+        Scores of other speakers.
+    spoof : torch.Tensor (trials,)
+        Scores of spoofs.
 
     Returns
     -------
@@ -441,24 +443,25 @@ def asv_errors(scores, kinds):
 
     Example
     -------
-    >>> kinds = ["target"] * 3 + ["nontarget"] * 3 + ["spoof"] * 2
-    >>> asv_errors([9.0, 8.0, 4.0, 5.0, 2.0, 1.0, 8.5, 3.0], kinds)
+    >>> asv_errors([9.0, 8.0, 4.0], [5.0, 2.0, 1.0], [8.5, 3.0])
     AsvErrors(p_miss=0.33..., p_fa=0.33..., p_fa_spoof=0.5)
     """
-    wrong = set(kinds) ^ {"target", "nontarget", "spoof"}
-    if wrong:
-        raise ValueError(
-            "kinds must hold 'target', 'nontarget' and 'spoof', all of them "
-            f"and nothing else; missing or unknown: {sorted(wrong)}"
-        )
-    scores = torch.as_tensor(scores, dtype=torch.float64, device="cpu")
-    kinds = np.asarray(kinds)
-    bona_fide = torch.as_tensor(kinds != "spoof")
-    labels = torch.as_tensor(kinds == "target")
-    p_fa, p_miss, thresholds = roc_points(scores[bona_fide], labels[bona_fide])
+    scores = {"target": target, "nontarget": nontarget, "spoof": spoof}
+    for name, values in scores.items():
+        values = torch.as_tensor(values, dtype=torch.float64, device="cpu")
+        if values.ndim != 1 or len(values) == 0:
+            raise ValueError(
+                f"{name} must be one-dimensional and not empty, got shape "
+                f"{tuple(values.shape)}"
+            )
+        if not bool(torch.isfinite(values).all()):
+            raise ValueError(f"{name} must be finite, got NaN or infinity")
+        scores[name] = values
+    bona_fide = torch.cat([scores["target"], scores["nontarget"]])
+    labels = torch.arange(len(bona_fide)) < len(scores["target"])
+    p_fa, p_miss, thresholds = roc_points(bona_fide, labels)
     best = int((p_fa - p_miss).abs().argmin())
-    spoofs = scores[~bona_fide]
-    p_fa_spoof = (spoofs >= thresholds[best]).double().mean()
+    p_fa_spoof = (scores["spoof"] >= thresholds[best]).double().mean()
     return AsvErrors(float(p_miss[best]), float(p_fa[best]), float(p_fa_spoof))
 
 
@@ -1007,67 +1010,34 @@ def read_scores(path):
         Names file and line that cannot be read, or an utterance that occurs
         twice.
     """
-    rows = _read_rows(path, "<utterance> <attack> <label> <score>", _KEYS)
-    ids = [row[0] for row in rows]
-    if len(set(ids)) < len(ids):
-        twice = next(i for i in ids if ids.count(i) > 1)
-        raise ValueError(f"{path}: utterance {twice} occurs more than once")
-    labels = [_KEYS[row[2]] for row in rows]
-    return ids, [row[1] for row in rows], labels, [row[3] for row in rows]
-
-
-def read_asv_scores(path):
-    """Reads the organizers' speaker verification scores of ASVspoof 2019.
-
-    Lines are `<source> <kind> <score>`, source "bonafide" or an attack, kind
-    "target", "nontarget" or "spoof".
-
-    Arguments
-    ---------
-    path : str
-        E.g. `ASVspoof2019.LA.asv.eval.gi.trl.scores.txt`.
-
-    Returns
-    -------
-    errors : dict of str to AsvErrors
-        By attack, and "all".
-    """
-    kinds = ("target", "nontarget", "spoof")
-    rows = _read_rows(path, "<source> <kind> <score>", kinds)
-    bona_fide = [row for row in rows if row[1] != "spoof"]
-    attacks = sorted({row[0] for row in rows if row[1] == "spoof"})
-    sets = {"all": rows}
-    for attack in attacks:
-        spoofs = [row for row in rows if row[1:2] == ["spoof"]]
-        sets[attack] = bona_fide + [row for row in spoofs if row[0] == attack]
-    return {
-        name: asv_errors([row[2] for row in mine], [row[1] for row in mine])
-        for name, mine in sets.items()
-    }
-
-
-def _read_rows(path, form, kinds):
-    """Rows of words; the last one a finite float, the one before a kind."""
-    rows = []
+    rows, seen = [], set()
     with open(path, encoding="utf-8") as fin:
         for number, line in enumerate(fin, 1):
             row = line.split()
             if not row:
                 continue
             try:
-                if len(row) != len(form.split()) or row[-2] not in kinds:
-                    raise ValueError
-                row[-1] = float(row[-1])
-                if not math.isfinite(row[-1]):
-                    raise ValueError
+                utterance, attack, label, score = row
+                score = float(score)
+                good = label in _KEYS and math.isfinite(score)
             except ValueError:
+                good = False
+            if not good:
                 raise ValueError(
-                    f"{path}, line {number}: expected '{form}' with one of "
-                    f"{', '.join(kinds)} and a finite score, got "
-                    f"'{line.strip()}'"
+                    f"{path}, line {number}: expected '<utterance> <attack> "
+                    "<label> <score>' with label bonafide or spoof and a "
+                    f"finite score, got '{line.strip()}'"
                 )
-            rows.append(row)
-    return rows
+            if utterance in seen:
+                raise ValueError(
+                    f"{path}, line {number}: {utterance} occurs a second time"
+                )
+            seen.add(utterance)
+            rows.append((utterance, attack, _KEYS[label], score))
+    if not rows:
+        raise ValueError(f"{path} is empty, expected one line per utterance")
+    ids, attacks, labels, scores = (list(column) for column in zip(*rows))
+    return ids, attacks, labels, scores
 
 
 def _check_values(scores, labels, where=""):

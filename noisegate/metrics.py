@@ -560,21 +560,22 @@ def min_tdcf(
     return (c0 + cost) / (c0 + min(c1, c2))
 
 
-def confidence_interval(
-    metric, scores, labels, speakers, level=95.0, n_bootstraps=1000
+def confidence_intervals(
+    metrics, scores, labels, speakers, level=95.0, n_bootstraps=1000
 ):
-    """Bootstrap interval of a metric, over speakers and trials.
+    """Bootstrap intervals of metrics, over speakers and trials.
 
     Speakers are drawn with replacement, then trials of each speaker drawn:
     trials of one speaker depend on each other, and an interval over trials
-    alone is too narrow. The interval is between percentiles of the metric on
-    the drawn sets. Needs the package `confidence-intervals` (Ferrer and
-    Riera, which this follows); its draws do not depend on any seed.
+    alone is too narrow. An interval is between percentiles of the metric on
+    the drawn sets, which are the same for all metrics and in each call. Sets
+    without one of the classes are drawn anew. Needs the package
+    `confidence-intervals` (Ferrer and Riera).
 
     Arguments
     ---------
-    metric : callable
-        Takes scores and labels, returns a float, e.g. `eer`.
+    metrics : dict of str to callable
+        Each takes scores and labels and returns a float, e.g. `eer`.
     scores : torch.Tensor (trials,)
         Finite scores, higher = target.
     labels : torch.Tensor (trials,)
@@ -584,19 +585,18 @@ def confidence_interval(
     level : float
         Percent of the drawn values inside, between 0 and 100.
     n_bootstraps : int
-        Number of sets drawn.
+        Number of sets drawn, at least 2.
 
     Returns
     -------
-    low : float
-        Lower end.
-    high : float
-        Upper end.
+    intervals : dict of str to tuple of float
+        Lower and upper end by metric.
 
     Raises
     ------
     ValueError
-        If a drawn set holds one class only: too few speakers have both.
+        If half of the drawn sets hold one class only: too few speakers or
+        trials have both.
 
     Example
     -------
@@ -604,33 +604,47 @@ def confidence_interval(
     >>> labels = rng.integers(2, size=200)
     >>> scores = rng.normal(size=200) + 2 * labels
     >>> speakers = [f"s{i % 20}" for i in range(200)]
-    >>> low, high = confidence_interval(eer, scores, labels, speakers)
+    >>> intervals = confidence_intervals(
+    ...     {"EER": eer}, scores, labels, speakers, n_bootstraps=100
+    ... )
+    >>> low, high = intervals["EER"]
     >>> low < eer(scores, labels) < high
     True
     """
-    from confidence_intervals import Bootstrap, get_conf_int
+    from confidence_intervals import get_bootstrap_indices, get_conf_int
 
     if not 0 < level < 100:
         raise ValueError(f"level must be in (0, 100) percent, got {level}")
-    scores, labels = (x.numpy() for x in _checked(scores, labels))
+    if n_bootstraps < 2:
+        raise ValueError(f"n_bootstraps must be 2 or more, got {n_bootstraps}")
+    scores, labels = _checked(scores, labels)
     if len(speakers) != len(scores):
         raise ValueError(
             f"speakers must be one per score ({len(scores)}), got "
             f"{len(speakers)}"
         )
     _, conditions = np.unique(np.asarray(speakers), return_inverse=True)
-
-    def on_drawn(labels, scores):
-        if labels.all() or not labels.any():
+    values = {name: [] for name in metrics}
+    n_drawn, seed = 0, 0
+    while n_drawn < n_bootstraps:
+        if seed >= 2 * n_bootstraps:
             raise ValueError(
-                "speakers: a drawn set holds one class only, too few of the "
-                f"{conditions.max() + 1} speakers have both classes"
+                "speakers: half of the drawn sets hold one class only, because "
+                f"of {conditions.max() + 1} speakers too few have both"
             )
-        return metric(scores, labels)
-
-    values = Bootstrap(n_bootstraps, on_drawn).run(scores, labels, conditions)
-    low, high = get_conf_int(values, alpha=100.0 - level)
-    return float(low), float(high)
+        drawn = get_bootstrap_indices(len(scores), conditions, seed)
+        seed += 1
+        y = labels[drawn]
+        if bool(y.all()) or not bool(y.any()):
+            continue
+        n_drawn += 1
+        for name, metric in metrics.items():
+            values[name].append(metric(scores[drawn], y))
+    intervals = {}
+    for name, found in values.items():
+        low, high = get_conf_int(found, alpha=100.0 - level)
+        intervals[name] = (float(low), float(high))
+    return intervals
 
 
 class FrameScores:
@@ -830,7 +844,7 @@ class UtteranceScores:
         self.attacks.extend(attacks)
         self.speakers.extend(speakers)
 
-    def summarize(self, calibration=None, asv=None):
+    def summarize(self, calibration=None, asv=None, by_attack=True):
         """Metrics over all utterances, and over those of each attack.
 
         Each attack is held against all bona fide utterances.
@@ -845,6 +859,8 @@ class UtteranceScores:
             are, as the challenges do.
         asv : AsvErrors or dict of str to AsvErrors
             Adds t-DCF. A dict has the error rates by attack, and "all".
+        by_attack : bool
+            Whether there is a value for each attack too.
 
         Returns
         -------
@@ -861,7 +877,7 @@ class UtteranceScores:
             if 0 < sum(self.labels) < len(self.labels):
                 calibration = affine_calibration(self.scores, self.labels)
         summary = {}
-        for attack in [None, *self._attacks()]:
+        for attack in [None, *(self._attacks() if by_attack else [])]:
             suffix = "" if attack is None else f" {attack}"
             scores, labels = self._trials(attack)
             both = 0 < sum(labels) < len(labels)
@@ -883,22 +899,19 @@ class UtteranceScores:
         asv : AsvErrors or dict of str to AsvErrors
             As in `summarize`.
         **kwargs : dict
-            For `confidence_interval`.
+            For `confidence_intervals`.
 
         Returns
         -------
-        intervals : dict of str to list of float
+        intervals : dict of str to tuple of float
             Lower and upper end by metric.
         """
-        scores, labels = self._trials(None)
-        return {
-            name: list(
-                confidence_interval(
-                    metric, scores, labels, self.speakers, **kwargs
-                )
-            )
-            for name, metric in self._metrics(calibration, asv, None).items()
-        }
+        return confidence_intervals(
+            self._metrics(calibration, asv, None),
+            *self._trials(None),
+            self.speakers,
+            **kwargs,
+        )
 
     def write(self, path):
         """Writes the scores to a file; see `write_scores`."""
@@ -922,7 +935,7 @@ class UtteranceScores:
         threshold = bayes_threshold(**self.costs)
 
         def llr(scores):
-            return scale * np.asarray(scores) + offset
+            return scale * torch.as_tensor(scores, dtype=torch.float64) + offset
 
         metrics = {
             "EER": eer,
@@ -933,7 +946,13 @@ class UtteranceScores:
         if asv is not None:
             errors = asv
             if not isinstance(asv, AsvErrors):
-                errors = asv["all" if attack is None else attack]
+                attack = "all" if attack is None else attack
+                if attack not in asv:
+                    raise ValueError(
+                        f"asv has no error rates of '{attack}', only of "
+                        f"{sorted(asv)}"
+                    )
+                errors = asv[attack]
             metrics["min t-DCF"] = lambda x, y: min_tdcf(x, y, errors)
             metrics["min t-DCF 2019"] = lambda x, y: min_tdcf(
                 x, y, errors, form="2019"

@@ -21,7 +21,7 @@ from noisegate.metrics import (
     asv_errors,
     bayes_threshold,
     cllr,
-    confidence_interval,
+    confidence_intervals,
     eer,
     min_dcf,
     min_tdcf,
@@ -216,9 +216,21 @@ def test_calibration_of_separated_and_of_constant_scores():
     assert cllr([scale * 3.0 + offset] * 3, [0, 1, 0]) == pytest.approx(1.0)
 
 
+def interval(scores, labels, speakers, n_bootstraps=50, **kwargs):
+    """The interval of the EER."""
+    pytest.importorskip("confidence_intervals")
+    return confidence_intervals(
+        {"EER": eer},
+        scores,
+        labels,
+        speakers,
+        n_bootstraps=n_bootstraps,
+        **kwargs,
+    )["EER"]
+
+
 def test_intervals_cover():
     """Nearly all intervals hold the true EER, by speaker and trial."""
-    pytest.importorskip("confidence_intervals")
     true = 100 * 0.5 * math.erfc(1.0 / math.sqrt(2))  # of N(0, 1), N(2, 1)
     inside = 0
     for seed in range(20):
@@ -226,45 +238,45 @@ def test_intervals_cover():
         labels = rng.integers(2, size=300)
         scores = rng.normal(size=300) + 2.0 * labels
         speakers = [f"s{i % 15}" for i in range(300)]
-        low, high = confidence_interval(
-            eer, scores, labels, speakers, n_bootstraps=50
-        )
+        low, high = interval(scores, labels, speakers)
         inside += low <= true <= high
     assert inside >= 17
 
 
 def test_intervals_grow_with_the_spread_of_speakers():
     """Speakers that differ widen the interval; trials alone would not."""
-    pytest.importorskip("confidence_intervals")
     rng = np.random.default_rng(0)
     labels = np.tile([0, 1], 300)
     of_trial = np.arange(600) // 60
     shift = rng.normal(size=10)[of_trial]
     scores = rng.normal(size=600) + 2.0 * labels + 2.0 * shift
-    by_speaker = confidence_interval(
-        eer, scores, labels, of_trial.tolist(), n_bootstraps=100
-    )
-    by_trial = confidence_interval(
-        eer, scores, labels, ["a"] * 600, n_bootstraps=100
-    )
-    width = by_speaker[1] - by_speaker[0]
-    assert width > 1.5 * (by_trial[1] - by_trial[0])
-    again = confidence_interval(
-        eer, scores, labels, of_trial.tolist(), n_bootstraps=100
-    )
-    assert by_speaker == again
+    low, high = interval(scores, labels, of_trial, 100)
+    assert (low, high) == interval(scores, labels, of_trial, 100)
+    trial_low, trial_high = interval(scores, labels, ["a"] * 600, 100)
+    assert high - low > 1.5 * (trial_high - trial_low)
+    half_low, half_high = interval(scores, labels, of_trial, 100, level=50.0)
+    assert low < half_low < half_high < high
+
+
+def test_intervals_draw_sets_of_one_class_anew():
+    """Of three speakers only one has bona fide speech."""
+    labels = [1, 1, 0, 0, 0, 0]
+    low, high = interval([5.0, 4.0, 3.0, 2.0, 1.0, 0.0], labels, list("aabcbc"))
+    assert (low, high) == (0.0, 0.0)
 
 
 def test_interval_errors():
-    pytest.importorskip("confidence_intervals")
     scores, labels = trials(0, n=20)
     with pytest.raises(ValueError, match="speakers must be one per score"):
-        confidence_interval(eer, scores, labels, ["a"])
+        interval(scores, labels, ["a"])
     with pytest.raises(ValueError, match="level"):
-        confidence_interval(eer, scores, labels, ["a"] * 20, level=0)
-    speakers = ["a" if y else "b" for y in labels]
-    with pytest.raises(ValueError, match="too few of the 2 speakers"):
-        confidence_interval(eer, scores, labels, speakers)
+        interval(scores, labels, ["a"] * 20, level=0)
+    with pytest.raises(ValueError, match="n_bootstraps"):
+        interval(scores, labels, ["a"] * 20, n_bootstraps=1)
+    labels = [1] + [0] * 99  # in 42 % of the drawn sets
+    speakers = [i // 10 for i in range(100)]
+    with pytest.raises(ValueError, match="of 10 speakers too few"):
+        interval(list(range(100)), labels, speakers, 200)
 
 
 def collected(seed=0, n=200):

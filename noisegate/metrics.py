@@ -625,15 +625,17 @@ def confidence_intervals(
         )
     _, conditions = np.unique(np.asarray(speakers), return_inverse=True)
     values = {name: [] for name in metrics}
-    n_drawn, seed = 0, 0
+    n_drawn, n_tries = 0, 0
+    # A generator: with a number, speakers would share their draws of trials
+    generator = np.random.RandomState(0)
     while n_drawn < n_bootstraps:
-        if seed >= 2 * n_bootstraps:
+        if n_tries >= 2 * n_bootstraps:
             raise ValueError(
                 "speakers: half of the drawn sets hold one class only, because "
                 f"of {conditions.max() + 1} speakers too few have both"
             )
-        drawn = get_bootstrap_indices(len(scores), conditions, seed)
-        seed += 1
+        n_tries += 1
+        drawn = get_bootstrap_indices(len(scores), conditions, generator)
         y = labels[drawn]
         if bool(y.all()) or not bool(y.any()):
             continue

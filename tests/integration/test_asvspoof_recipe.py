@@ -1,0 +1,231 @@
+"""Runs the ASVspoof recipe as a user would: train.py in its own process."""
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+from hyperpyyaml import load_hyperpyyaml
+
+from noisegate.metrics import eer, read_scores
+
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "recipes" / "ASVspoof"
+SAMPLE_RATE = 16000
+TABLE = ROOT / "tests" / "recipes" / "ASVspoof.csv"
+
+with open(TABLE, encoding="utf-8") as table:
+    ROWS = list(csv.DictReader(table))
+
+
+def write_tree(folder):
+    """The tree of 2019 LA with tones (bona fide) and noises (spoofs)."""
+    rng = np.random.default_rng(0)
+    protocols = folder / "ASVspoof2019_LA_cm_protocols"
+    protocols.mkdir(parents=True)
+    sets = (("train", "T", "trn", 4), ("dev", "D", "trl", 2))
+    number = 1000000
+    for name, letter, kind, n_speakers in (*sets, ("eval", "E", "trl", 3)):
+        audio = folder / f"ASVspoof2019_LA_{name}" / "flac"
+        audio.mkdir(parents=True)
+        lines = []
+        for speaker in range(n_speakers):
+            for attack in ("-", "-", "-", "A01", "A02", "A03"):
+                number += 1
+                utterance = f"LA_{letter}_{number}"
+                n = int(SAMPLE_RATE * rng.uniform(0.4, 1.4))
+                time = np.arange(n) / SAMPLE_RATE
+                wav = 0.01 * rng.normal(size=n)
+                if attack == "-":
+                    hz = 100 * (speaker + 2)
+                    wav += 0.1 * np.sin(2 * math.pi * hz * time)
+                else:
+                    wav += 0.1 * rng.normal(size=n)
+                path = audio / f"{utterance}.flac"
+                sf.write(path, wav, SAMPLE_RATE)
+                label = "bonafide" if attack == "-" else "spoof"
+                name_of_speaker = f"LA_{letter}{speaker:03d}"
+                lines.append(
+                    f"{name_of_speaker} {utterance} - {attack} {label}"
+                )
+        path = protocols / f"ASVspoof2019.LA.cm.{name}.{kind}.txt"
+        path.write_text("\n".join(lines) + "\n")
+
+
+def write_asv_scores(folder):
+    """Scores of speaker verification, as the organizers give them."""
+    scores = folder / "ASVspoof2019_LA_asv_scores"
+    scores.mkdir()
+    lines = ["bonafide target 9", "bonafide target 4", "bonafide target 8"]
+    lines += [f"bonafide nontarget {x}" for x in (1, 2, 3, 0)]
+    for attack, high in (("A01", 9), ("A02", 5), ("A03", 6)):
+        lines += [f"{attack} spoof {high}", f"{attack} spoof 0"]
+    for name in ("dev", "eval"):
+        path = scores / f"ASVspoof2019.LA.asv.{name}.gi.trl.scores.txt"
+        path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A small generated corpus."""
+    folder = tmp_path_factory.mktemp("corpus") / "LA"
+    write_tree(folder)
+    return folder
+
+
+def run(hparams, output, corpus, *overrides, launcher=()):
+    """Runs train.py; returns the finished process."""
+    command = [
+        sys.executable,
+        *launcher,
+        "train.py",
+        str(hparams),
+        f"--data_folder={corpus}",
+        "--make_mini_la=False",
+        f"--output_folder={output}",
+        "--noprogressbar",
+        "--num_workers=0",
+        "--batch_size=4",
+        "--segment_s=1.0",
+        "--n_bootstraps=20",
+        *overrides,
+    ]
+    return subprocess.run(
+        command,
+        cwd=RECIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,  # SpeechBrain logs errors on either
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+        timeout=600,
+    )
+
+
+@pytest.mark.parametrize(
+    "row", ROWS, ids=lambda row: Path(row["Hparam_file"]).stem
+)
+def test_every_row_runs_with_debug(row, corpus, tmp_path):
+    """Each YAML trains, meets its budget, compacts and tests."""
+    out = run(ROOT / row["Hparam_file"], tmp_path, corpus, "--debug")
+    assert out.returncode == 0, out.stdout[-3000:]
+    files = row["test_debug_checks"].partition("=[")[2].rstrip("]")
+    for name in files.split(","):
+        assert (tmp_path / name).stat().st_size > 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    limit = result["budget"] * result["macs_per_second_full"]
+    assert result["macs_per_second"] <= 1.01 * limit
+    assert 0 <= result["test"]["EER"] <= 100
+
+
+def test_mini_learns_and_its_files_agree(corpus, tmp_path):
+    """Tones against noise: no errors; scores and compact model are right."""
+    write_asv_scores(corpus)
+    out = run(
+        "hparams/mini_resnet34.yaml",
+        tmp_path,
+        corpus,
+        "--number_of_epochs=3",
+        "--freeze_epoch=2",
+    )
+    assert out.returncode == 0, out.stdout[-3000:]
+    result = json.loads((tmp_path / "result.json").read_text())
+    test = result["test"]
+    assert test["EER"] == test["EER A01"] == test["minDCF"] == 0.0
+    assert test["min t-DCF 2019"] == 0.0 < test["min t-DCF"] < 1
+    assert set(result["test_intervals_95"]) == {
+        *("EER", "minDCF", "actDCF", "Cllr", "min t-DCF", "min t-DCF 2019")
+    }
+    ids, attacks, labels, scores = read_scores(tmp_path / "scores.txt")
+    assert len(ids) == 18 and set(attacks) == {"-", "A01", "A02", "A03"}
+    assert eer(scores, labels) == test["EER"]
+
+    # The saved model gives the same scores
+    with open(tmp_path / "compact" / "hyperparams.yaml") as fin:
+        loaded = load_hyperpyyaml(fin)
+    loaded["pretrainer"].collect_in = tmp_path / "compact"
+    for key in ("compute_features", "model"):
+        path = tmp_path / "compact" / f"{key}.ckpt"
+        loaded[key].load_state_dict(torch.load(path))
+        loaded[key].eval()
+    assert loaded["model"].channels == [8, 16, 32, 64]
+    audio = corpus / "ASVspoof2019_LA_eval" / "flac" / f"{ids[0]}.flac"
+    wav = torch.tensor(sf.read(audio, dtype="float32")[0])
+    wav = wav.repeat(3)[: max(len(wav), SAMPLE_RATE)].unsqueeze(0)
+    lens = torch.ones(1)
+    with torch.no_grad():
+        feats = loaded["compute_features"](wav)
+        feats = loaded["mean_var_norm"](feats, lens)
+        score = loaded["model"](feats, lens)
+    assert float(score) == pytest.approx(scores[0], abs=1e-4)
+
+
+def test_one_class_and_natural_sampling(corpus, tmp_path):
+    """OC-softmax trains on cosines; classes as they are in the data."""
+    out = run(
+        "hparams/mini_resnet34.yaml",
+        tmp_path,
+        corpus,
+        "--debug",
+        "--one_class=True",
+        "--bonafide_share=null",
+        "--precision=bf16",
+    )
+    assert out.returncode == 0, out.stdout[-3000:]
+    *_, scores = read_scores(tmp_path / "scores.txt")
+    assert max(map(abs, scores)) <= 1.01
+
+
+def test_two_processes(corpus, tmp_path):
+    """Under torchrun there is one result, and it meets the budget."""
+    launcher = ["-m", "torch.distributed.run", "--standalone"]
+    launcher += ["--nproc_per_node=2"]
+    out = run(
+        "hparams/mini_resnet34_gated_all.yaml",
+        tmp_path,
+        corpus,
+        "--debug",
+        # Otherwise each process has a checkpoint folder of its own
+        "--debug_persistently",
+        "--distributed_backend=gloo",
+        "--device=cpu",
+        launcher=launcher,
+    )
+    assert out.returncode == 0, out.stdout[-3000:]
+    result = json.loads((tmp_path / "result.json").read_text())
+    limit = result["budget"] * result["macs_per_second_full"]
+    assert result["macs_per_second"] <= 1.01 * limit
+
+
+def test_finished_result_is_kept(corpus, tmp_path):
+    """A second call does not train again or touch the result."""
+    (tmp_path / "result.json").write_text("{}")
+    out = run("hparams/mini_resnet34.yaml", tmp_path, corpus)
+    assert out.returncode == 0
+    assert "finished" in out.stdout
+    assert (tmp_path / "result.json").read_text() == "{}"
+    assert not (tmp_path / "train_log.txt").exists()
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("--data_folder=nowhere", "nowhere"),
+        ("--bonafide_share=1.5", "bonafide_share must be in (0, 1), got 1.5"),
+        ("--width=0", "width must be positive, got 0"),
+        ("--bonafide_weight=1", "bonafide_weight must be between 0 and 1"),
+    ],
+)
+def test_wrong_values_are_clear_errors(corpus, tmp_path, override, message):
+    """The error names what is wrong, and no result appears."""
+    out = run("hparams/mini_resnet34.yaml", tmp_path, corpus, override)
+    assert out.returncode != 0
+    assert message in out.stdout
+    assert not (tmp_path / "result.json").exists()

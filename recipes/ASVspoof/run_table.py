@@ -28,6 +28,8 @@ SEEDS = (1986, 1987, 1988)
 BUDGETS = (0.25, 0.5, 0.125)
 # Shares of the MACs with one stack at half of its channels
 STACK_BUDGETS = {0: 0.85, 1: 0.82, 2: 0.72, 3: 0.87}
+# The channels of stack 0 are made by the first convolution already
+STACK_LAYERS = {s: f"stack{s}.*" for s in (1, 2, 3)} | {0: "conv,stack0.*"}
 # Factors for the channels of the dense model that meet the budgets
 NARROW = {0.25: 0.5, 0.5: 0.7, 0.125: 0.35}
 
@@ -66,7 +68,7 @@ def cells(full):
             yield f"small_{budget}_{seed}", f"{model}_small", options
     for stack, budget in STACK_BUDGETS.items():
         options = [f"--seed={SEEDS[0]}", f"--budget={budget}"]
-        options.append(f"--gate_layers=[stack{stack}.*]")
+        options.append(f"--gate_layers=[{STACK_LAYERS[stack]}]")
         yield f"stack{stack}_{budget}_{SEEDS[0]}", gated, options
 
 

@@ -906,13 +906,13 @@ class UtteranceScores:
         Returns
         -------
         intervals : dict of str to tuple of float
-            Lower and upper end by metric.
+            Lower and upper end by metric, nan where there is one class only.
         """
+        metrics = self._metrics(calibration, asv, None)
+        if not 0 < sum(self.labels) < len(self.labels):
+            return dict.fromkeys(metrics, (float("nan"), float("nan")))
         return confidence_intervals(
-            self._metrics(calibration, asv, None),
-            *self._trials(None),
-            self.speakers,
-            **kwargs,
+            metrics, *self._trials(None), self.speakers, **kwargs
         )
 
     def write(self, path):

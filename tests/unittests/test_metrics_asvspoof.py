@@ -351,6 +351,7 @@ def test_one_class_only():
         stats.summarize()
     stats.append(["a"], torch.zeros(1), torch.ones(1), ["-"], ["x"])
     assert math.isnan(stats.summarize()["EER"])
+    assert all(map(math.isnan, stats.intervals()["EER"]))
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from noisegate.metrics import write_scores
+from noisegate.models import ResNet34
+from tests.unittests.referee import count_macs
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "ASVspoof"
 sys.path.append(str(RECIPE))
@@ -106,3 +109,29 @@ def test_cells(full):
         assert hparams.startswith("mini_") != full
         seed = name.rpartition("_")[2]
         assert f"--seed={seed}" in overrides
+
+
+def macs(**kwargs):
+    """MACs of a ResNet34 for 2 s of audio."""
+    model = ResNet34(**kwargs).eval()
+    return count_macs(model, torch.zeros(1, 201, 96))
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_controls_cost_what_the_budget_allows(full):
+    """Narrow dense models have the MACs of the budget, within 4 percent."""
+    whole = 1.0 if full else 0.25
+    dense = macs(width=whole)
+    for budget, factor in run_table.NARROW.items():
+        share = macs(width=factor * whole) / dense
+        assert share == pytest.approx(budget, rel=0.04)
+
+
+def test_budgets_of_single_stacks():
+    """That of a stack is the share of the MACs with half of its channels."""
+    channels = [32, 64, 128, 256]
+    dense = macs(channels=channels)
+    for stack, budget in run_table.STACK_BUDGETS.items():
+        halved = list(channels)
+        halved[stack] //= 2
+        assert macs(channels=halved) / dense == pytest.approx(budget, abs=0.01)

@@ -133,7 +133,7 @@ def test_mini_learns_and_its_files_agree(corpus, tmp_path):
         "hparams/mini_resnet34.yaml",
         tmp_path,
         corpus,
-        "--number_of_epochs=3",
+        "--number_of_epochs=12",
         "--freeze_epoch=2",
     )
     assert out.returncode == 0, out.stdout[-3000:]

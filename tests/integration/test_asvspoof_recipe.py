@@ -26,7 +26,7 @@ with open(TABLE, encoding="utf-8") as table:
 
 
 def write_tree(folder):
-    """The tree of 2019 LA with tones (bona fide) and noises (spoofs)."""
+    """The tree of 2019 LA with beeps (bona fide) and noises (spoofs)."""
     rng = np.random.default_rng(0)
     protocols = folder / "ASVspoof2019_LA_cm_protocols"
     protocols.mkdir(parents=True)
@@ -45,7 +45,8 @@ def write_tree(folder):
                 wav = 0.01 * rng.normal(size=n)
                 if attack == "-":
                     hz = 100 * (speaker + 2)
-                    wav += 0.1 * np.sin(2 * math.pi * hz * time)
+                    tone = np.sin(2 * math.pi * hz * time)
+                    wav += 0.1 * tone * (np.sin(10 * math.pi * time) > 0)
                 else:
                     wav += 0.1 * rng.normal(size=n)
                 path = audio / f"{utterance}.flac"
@@ -127,7 +128,7 @@ def test_every_row_runs_with_debug(row, corpus, tmp_path):
 
 
 def test_mini_learns_and_its_files_agree(corpus, tmp_path):
-    """Tones against noise: no errors; scores and compact model are right."""
+    """Beeps against noise: no errors; scores and compact model are right."""
     write_asv_scores(corpus)
     out = run(
         "hparams/mini_resnet34.yaml",

@@ -65,7 +65,7 @@ def write_asv_scores(folder):
     scores = folder / "ASVspoof2019_LA_asv_scores"
     scores.mkdir()
     lines = ["bonafide target 9", "bonafide target 4", "bonafide target 8"]
-    lines += [f"bonafide nontarget {x}" for x in (1, 2, 3, 0)]
+    lines += [f"bonafide nontarget {x}" for x in (1, 2, 3, 8.5)]
     for attack, high in (("A01", 9), ("A02", 5), ("A03", 6)):
         lines += [f"{attack} spoof {high}", f"{attack} spoof 0"]
     for name in ("dev", "eval"):

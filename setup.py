@@ -7,8 +7,13 @@ from setuptools import find_packages, setup
 
 version = (Path(__file__).parent / "noisegate" / "version.txt").read_text()
 # Mini-LA, the corpus that recipes/ASVspoof makes: WORLD, espeak-ng, the check
-# for shortcuts.
-asvspoof = ["pyworld", "espeakng-loader", "scikit-learn", "confidence-intervals"]
+# for shortcuts; and the intervals of its results.
+asvspoof = [
+    "pyworld",
+    "espeakng-loader",
+    "scikit-learn",
+    "confidence-intervals",
+]
 
 setup(
     name="noisegate",

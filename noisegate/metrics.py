@@ -870,7 +870,8 @@ class UtteranceScores:
             Floats: `EER` (percent), `minDCF`, `actDCF`, `Cllr` (bits), with
             `asv` also `min t-DCF` and `min t-DCF 2019`, the scale and offset
             as `calibration_scale` and `calibration_offset`; all but these
-            again as `<name> <attack>`. Nan where there is one class only.
+            again as `<name> <attack>`. Nan where there is one class only,
+            and for the t-DCF of an attack that never fools the ASV.
         """
         if not self.scores:
             raise ValueError("scores are empty: nothing was appended")
@@ -948,17 +949,21 @@ class UtteranceScores:
         if asv is not None:
             errors = asv
             if not isinstance(asv, AsvErrors):
-                attack = "all" if attack is None else attack
-                if attack not in asv:
+                key = "all" if attack is None else attack
+                if key not in asv:
                     raise ValueError(
-                        f"asv has no error rates of '{attack}', only of "
+                        f"asv has no error rates of '{key}', only of "
                         f"{sorted(asv)}"
                     )
-                errors = asv[attack]
-            metrics["min t-DCF"] = lambda x, y: min_tdcf(x, y, errors)
-            metrics["min t-DCF 2019"] = lambda x, y: min_tdcf(
-                x, y, errors, form="2019"
-            )
+                errors = asv[key]
+
+            def tdcf(form):
+                if attack is not None and errors.p_fa_spoof == 0:
+                    return lambda x, y: float("nan")
+                return lambda x, y: min_tdcf(x, y, errors, form)
+
+            metrics["min t-DCF"] = tdcf("2021")
+            metrics["min t-DCF 2019"] = tdcf("2019")
         return metrics
 
 

@@ -327,6 +327,18 @@ def test_summary_overall_and_by_attack():
         assert got == min_tdcf(x, y, errors, "2019")
 
 
+def test_an_attack_that_never_fools_the_asv_has_no_tdcf():
+    stats, *_ = collected()
+    asv = {"all": ASV_2019_LA_EVAL, "A07": ASV_2019_LA_EVAL}
+    asv["A08"] = AsvErrors(0.1, 0.1, 0.0)
+    with pytest.raises(ValueError, match="asv has no error rates of 'A19'"):
+        stats.summarize(asv=asv)
+    asv["A19"] = ASV_2019_LA_EVAL
+    summary = stats.summarize(asv=asv)
+    assert math.isnan(summary["min t-DCF A08"])
+    assert 0 < summary["min t-DCF A07"] <= 1
+
+
 def test_summary_fits_the_calibration():
     stats, scores, labels, _ = collected()
     summary = stats.summarize()

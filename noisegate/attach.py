@@ -20,7 +20,7 @@ from torch.func import functional_call
 
 from noisegate.cost import CostModel
 from noisegate.gate import NoiseGate, bounded_sqrt
-from noisegate.groups import FRAMES, find_groups, not_silent
+from noisegate.groups import FRAMES, SAMPLES, find_groups, not_silent
 from noisegate.leaves import (
     ATTENTION,
     CELLS,
@@ -341,12 +341,14 @@ class MaskedHeads(_MaskedLayer):
 
 
 def _shortened(model, inputs):
-    """Features of fewer frames, if the model takes them: probing is faster."""
+    """A shorter example, if the model takes it: probing is faster."""
     if len(inputs) > 1 or not torch.is_tensor(inputs[0]):
         return inputs
-    if inputs[0].dim() != 3 or inputs[0].shape[1] <= FRAMES:
+    # Axis 1 is of the frames of features, or of the samples of waveforms
+    shortest = {2: SAMPLES, 3: FRAMES}.get(inputs[0].dim())
+    if shortest is None or inputs[0].shape[1] <= shortest:
         return inputs
-    shorter = [inputs[0][:, :FRAMES]]
+    shorter = [inputs[0][:, :shortest]]
     training = {module: module.training for module in model.modules()}
     try:
         with torch.random.fork_rng():

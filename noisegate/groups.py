@@ -35,7 +35,8 @@ from noisegate.leaves import (
 )
 from noisegate.probe import Probe, tensors
 
-FRAMES = 64  # of the example that probing makes for itself
+FRAMES = 64  # of the examples that are probed
+SAMPLES = 8000  # of those that are waveforms
 # These take the states of their layers for tensors of one size
 _STACKS = (
     sb.nnet.RNN.LiGRU,

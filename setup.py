@@ -23,6 +23,7 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["noisegate", "noisegate.*"]),
     package_data={"noisegate": ["version.txt"]},
+    entry_points={"console_scripts": ["noisegate=noisegate.cli:main"]},
     # torch and torchaudio must come from the same release: SpeechBrain
     # imports torchaudio, whose binary part links against torch's.
     install_requires=[

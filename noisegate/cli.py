@@ -1,0 +1,168 @@
+"""The command ``noisegate``.
+
+> noisegate inspect hparams/crnn_gated.yaml --data_folder=none
+
+Authors
+ * The noisegate developers, 2026
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import speechbrain as sb
+from hyperpyyaml import load_hyperpyyaml
+
+from noisegate.attach import Gates
+
+
+def load_gates(hparams_file, overrides=""):
+    """Loads the gates of a recipe, as its ``train.py`` would.
+
+    Arguments
+    ---------
+    hparams_file : str
+        Path of the YAML. Modules of the recipe that it names are looked for
+        beside it and in the folder above.
+    overrides : str or dict
+        Overrides of its keys.
+
+    Returns
+    -------
+    noisegate.attach.Gates
+
+    Raises
+    ------
+    ValueError
+        If the YAML makes no gates or more than one object of them.
+    """
+    folder = Path(hparams_file).resolve().parent
+    paths = [str(folder.parent), str(folder)]
+    sys.path[:0] = paths
+    try:
+        with open(hparams_file, encoding="utf-8") as fin:
+            hparams = load_hyperpyyaml(fin, overrides)
+    finally:
+        sys.path[:2] = []
+    found = [key for key, v in hparams.items() if isinstance(v, Gates)]
+    if len(found) != 1:
+        raise ValueError(
+            f"{hparams_file} must make one noisegate.attach.Gates, it makes "
+            f"{len(found)} {found or ''}"
+        )
+    return hparams[found[0]]
+
+
+def describe(gates):
+    """Returns a table of the groups of a model.
+
+    Arguments
+    ---------
+    gates : noisegate.attach.Gates
+        The gates.
+
+    Returns
+    -------
+    str
+        A line for each group with its channels, the smallest width, the step
+        of its widths, the MACs per second of audio that depend on it, and
+        where it is read or why it has no gate; below the totals.
+
+    Example
+    -------
+    >>> from speechbrain.nnet.containers import Sequential
+    >>> from speechbrain.nnet.linear import Linear
+    >>> net = Sequential(input_shape=[None, None, 8])
+    >>> net.append(Linear, n_neurons=16, layer_name="hidden")
+    >>> net.append(Linear, n_neurons=1, layer_name="out")
+    >>> for line in describe(Gates(net, input_shape=[1, 9, 8])).split("\\n"):
+    ...     print(*line.split())
+    group channels smallest step MACs/s share
+    hidden 16 1 1 1296 100.0 % read by out.w
+    features 8 - - 1152 88.9 % no gate: the input of the model
+    out 1 - - 144 11.1 % no gate: the output of the model
+    <BLANKLINE>
+    gated: 1 of 3 groups; MACs/s 1296, at the smallest widths 81 (6.2 %)
+    parameters 161, at the smallest widths 11
+    """
+    cost, total = gates.cost, gates.cost.macs()
+    header = ("group", "channels", "smallest", "step", "MACs/s", "share", "")
+    rows = []
+    for group in gates.groups:
+        gate = gates.gates.get(group.name)
+        size = cost.sizes[group.name]
+        # What is left with two widths gives the slope, and so what depends
+        macs = total - cost.macs({group.name: 0})
+        share = f"{100 * macs / total:.1f} %" if total else "-"
+        if gate is None:
+            reason = group.fixed or "not asked for"
+            limits, note = ("-", "-"), f"no gate: {reason}"
+        else:
+            limits = gate.min_width, gate.granularity
+            readers = dict.fromkeys(port.layer for port in group.find("in"))
+            note = "read by " + ", ".join(readers)
+        rows.append(
+            (
+                gate is None,
+                (
+                    group.name,
+                    size,
+                    *limits,
+                    round(macs / cost.seconds),
+                    share,
+                    note,
+                ),
+            )
+        )
+    rows = [header] + [row for _, row in sorted(rows, key=lambda r: r[0])]
+    widths = [max(len(str(row[i])) for row in rows) for i in range(6)]
+    lines = []
+    for row in rows:
+        cells = [str(row[0]).ljust(widths[0])]
+        cells += [str(x).rjust(n) for x, n in zip(row[1:6], widths[1:])]
+        lines.append("  ".join([*cells, row[6]]).rstrip())
+    least = gates.min_widths()
+    smallest = cost.macs_per_second(least)
+    ratio = 100 * smallest / max(1, cost.macs_per_second())
+    lines += [
+        "",
+        f"gated: {len(gates.gates)} of {len(gates.groups)} groups; MACs/s "
+        f"{cost.macs_per_second()}, at the smallest widths {smallest} "
+        f"({ratio:.1f} %)",
+        f"parameters {cost.params()}, at the smallest widths "
+        f"{cost.params(least)}",
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments=None):
+    """Runs the command.
+
+    Arguments
+    ---------
+    arguments : list of str
+        Those of the command line, if left out.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(prog="noisegate")
+    commands = parser.add_subparsers(dest="command", required=True)
+    inspect = commands.add_parser(
+        "inspect",
+        help="print the channel groups of a model, before any training",
+        description="Prints which widths of a model can be learned, what "
+        "depends on them, and which can not and why. Overrides of the YAML "
+        "follow its name, as for train.py.",
+    )
+    inspect.add_argument("hparams", help="YAML of a recipe that makes Gates")
+    known, overrides = parser.parse_known_args(arguments)
+    try:
+        hparams_file, _, overrides = sb.parse_arguments(
+            [known.hparams, *overrides]
+        )
+        print(describe(load_gates(hparams_file, overrides)))
+    except (KeyError, ValueError, OSError) as error:
+        parser.exit(1, f"noisegate: {error}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""The command ``noisegate``."""
+
+from pathlib import Path
+
+import pytest
+
+from noisegate.cli import describe, load_gates, main
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+CRNN = RECIPES / "VAD" / "hparams" / "crnn_gated.yaml"
+
+
+def test_inspect_prints_all_groups(capsys):
+    """Gated ones with their limits, the others with the reason."""
+    main(["inspect", str(CRNN), "--data_folder=none", "--noise_folder=none"])
+    out = capsys.readouterr().out
+    lines = {line.split()[0]: line for line in out.splitlines() if line}
+    assert lines["rnn"].endswith("read by dnn.w")
+    assert lines["out"].endswith("no gate: the output of the model")
+    assert "gated: 5 of 6 groups" in out
+
+
+def test_overrides_are_those_of_training():
+    """What is not asked for has no gate, and the sizes are the new ones."""
+    overrides = {"data_folder": "none", "noise_folder": "none"}
+    overrides.update(gate_layers=["conv*"], rnn_units=24)
+    text = describe(load_gates(CRNN, overrides))
+    assert "no gate: not asked for" in text
+    rnn = next(line for line in text.splitlines() if line.startswith("rnn"))
+    assert rnn.split()[1] == "24"
+
+
+def test_the_macs_that_depend_on_a_group_are_counted():
+    """Those of all layers that make or read it."""
+    overrides = {"data_folder": "none", "noise_folder": "none"}
+    gates = load_gates(CRNN, overrides)
+    by_layer = gates.cost.macs_by_layer()
+    expected = by_layer["dnn.w"] + by_layer["out.w"]
+    line = next(x for x in describe(gates).splitlines() if x.startswith("dnn"))
+    assert int(line.split()[4]) == pytest.approx(expected, abs=1)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["nowhere.yaml"], "nowhere.yaml"),
+        ([str(CRNN), "--data_folder=x", "--bandz=3"], "bandz"),
+        (["plain.yaml"], "plain.yaml must make one"),
+    ],
+)
+def test_errors_are_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+    """And the exit status is 1."""
+    monkeypatch.chdir(tmp_path)
+    Path("plain.yaml").write_text("width: 3\n")
+    with pytest.raises(SystemExit) as stop:
+        main(["inspect", *arguments])
+    assert stop.value.code == 1
+    err = capsys.readouterr().err
+    assert message in err and "Traceback" not in err

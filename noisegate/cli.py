@@ -79,7 +79,7 @@ def describe(gates):
     ...     print(*line.split())
     group channels smallest step MACs/s share
     hidden 16 1 1 1296 100.0 % read by out.w
-    features 8 - - 1152 88.9 % no gate: the input of the model
+    features 8 - - 0 0.0 % no gate: the input of the model
     out 1 - - 144 11.1 % no gate: the output of the model
     <BLANKLINE>
     gated: 1 of 3 groups; MACs/s 1296, at the smallest widths 81 (6.2 %)

@@ -22,7 +22,7 @@ import tempfile
 import ruamel.yaml
 import speechbrain as sb
 import torch
-from hyperpyyaml import resolve_references
+from hyperpyyaml import load_hyperpyyaml, resolve_references
 from speechbrain.lobes.models.transformer.Transformer import (
     TransformerEncoderLayer,
 )
@@ -382,6 +382,44 @@ def _to_yaml(module, indent=0):
     return "\n".join([head, *(pad + line for line in lines)])
 
 
+def _builds(expression, module):
+    """Whether an expression makes a module of the same class and sizes."""
+    try:
+        with torch.random.fork_rng():
+            built = load_hyperpyyaml(f"module: {expression}")["module"]
+    except Exception:  # whatever a constructor raises for such sizes
+        return False
+    shapes = [
+        {key: value.shape for key, value in m.state_dict().items()}
+        for m in (built, module)
+    ]
+    return type(built) is type(module) and shapes[0] == shapes[1]
+
+
+def _expression(name, module, originals):
+    """Lines that make a module: the constructor, or the original cut."""
+    error = None
+    try:
+        expression = _to_yaml(module)
+        if _builds(expression, module):
+            return [f"{name}: {expression}"]
+    except ValueError as e:
+        error = e
+    if name not in originals:
+        raise ValueError(
+            f"the constructors in '{name}' cannot express its sizes; give how "
+            "it was built in originals (see noisegate.compact.constructor)"
+        ) from error
+    expression, sizes = originals[name]
+    expression = expression.replace("\n", "\n    ")
+    return [
+        f"{name}: {expression}",
+        f"__{name}_sizes: !apply:noisegate.compact.shrink",
+        f"    - !ref <{name}>",
+        f"    - {json.dumps(sizes)}",
+    ]
+
+
 def save_compact(folder, modules, header="", originals=None, **values):
     """Saves plain modules as weights and a YAML that builds them.
 
@@ -398,10 +436,10 @@ def save_compact(folder, modules, header="", originals=None, **values):
     header : str
         Comment for the top of the YAML.
     originals : dict of str to tuple
-        For modules whose constructors cannot express the sizes: the
-        expression that builds the uncut module (see :func:`constructor`) and
-        the sizes to cut it to (see :func:`final_sizes`). Loading these
-        modules needs noisegate.
+        What is written for modules whose own constructors cannot express the
+        sizes: the expression that builds the uncut module (see
+        :func:`constructor`) and the sizes to cut it to (see
+        :func:`final_sizes`). Loading these modules needs noisegate.
     **values : dict
         Further keys of the YAML (numbers, strings, flat dicts).
 
@@ -409,6 +447,9 @@ def save_compact(folder, modules, header="", originals=None, **values):
     ------
     FileExistsError
         If the folder exists: results are never overwritten.
+    ValueError
+        If a module can be built by its constructor neither at its sizes nor
+        as given in originals.
     """
     folder = os.path.abspath(folder)
     if os.path.exists(folder):
@@ -421,17 +462,7 @@ def save_compact(folder, modules, header="", originals=None, **values):
         else:
             lines.append(f"{key}: {_scalar(value)}")
     for name, module in modules.items():
-        if name in (originals or {}):
-            expression, sizes = originals[name]
-            expression = expression.replace("\n", "\n    ")
-            lines += [
-                f"{name}: {expression}",
-                f"__{name}_sizes: !apply:noisegate.compact.shrink",
-                f"    - !ref <{name}>",
-                f"    - {json.dumps(sizes)}",
-            ]
-            continue
-        lines.append(f"{name}: {_to_yaml(module)}")
+        lines += _expression(name, module, originals or {})
         if isinstance(module, sb.lobes.features.Fbank):
             top_db = _scalar(module.compute_fbanks.top_db)
             lines += [

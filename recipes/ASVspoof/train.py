@@ -36,7 +36,7 @@ from speechbrain.utils.logger import get_logger
 
 from noisegate import __version__
 from noisegate.brain import GatedBrain
-from noisegate.compact import save_compact
+from noisegate.compact import constructor, final_sizes, save_compact
 from noisegate.metrics import asv_errors
 
 logger = get_logger(__name__)
@@ -248,7 +248,7 @@ def load_asv_errors(hparams, split):
     return errors
 
 
-def write_results(brain, hparams, valid_stats, test_stats, intervals):
+def write_results(brain, hparams, original, valid, test, intervals):
     """Saves the compacted model and the figures of the run."""
     widths = brain.gates.integer_widths()
     cost = brain.gates.cost
@@ -259,9 +259,15 @@ def write_results(brain, hparams, valid_stats, test_stats, intervals):
             compact_folder,
             {key: brain.modules[key].cpu() for key in hparams["modules"]},
             header="Compacted anti-spoofing model, see noisegate",
+            originals={
+                "model": (
+                    original,
+                    final_sizes(brain.gates, brain.modules["model"]),
+                )
+            },
             sample_rate=hparams["sample_rate"],
-            calibration_scale=valid_stats["calibration_scale"],
-            calibration_offset=valid_stats["calibration_offset"],
+            calibration_scale=valid["calibration_scale"],
+            calibration_offset=valid["calibration_offset"],
             widths=widths,
         )
     git = subprocess.run(
@@ -292,8 +298,8 @@ def write_results(brain, hparams, valid_stats, test_stats, intervals):
         "epochs": hparams["number_of_epochs"],
         "steps": brain.optimizer_step,
         "train_seconds": brain.train_seconds,
-        "valid": valid_stats,
-        "test": test_stats,
+        "valid": valid,
+        "test": test,
         "test_intervals_95": intervals,
         "device": str(brain.device),
         "threads": torch.get_num_threads(),
@@ -406,5 +412,10 @@ if __name__ == "__main__":
                 n_bootstraps=hparams["n_bootstraps"],
             )
         write_results(
-            brain, hparams, stats["valid"], stats["test"], test_intervals
+            brain,
+            hparams,
+            constructor(hparams_file, "model", overrides),
+            stats["valid"],
+            stats["test"],
+            test_intervals,
         )

@@ -275,7 +275,9 @@ def plot_decay():
     left.set(yscale="log", ylabel="error on clean targets")
     right.set(yscale="log", ylabel="error above the optimum")
     for axis in (left, right):
-        axis.set(xscale="log", xlabel="share of the MACs at full width")
+        axis.set(xscale="log", xlabel="MACs, percent of those at full width")
+        axis.set_xticks(share, [f"{100 * x:.3g}" for x in share])
+        axis.minorticks_off()
         axis.legend()
     figure.tight_layout()
     figure.savefig(RESULTS / "tradeoff.png", dpi=80)
@@ -405,10 +407,10 @@ def main():
     path = Path(arguments.readme)
     text = path.read_text(encoding="utf-8")
     for name, block in blocks.items():
-        pattern = rf"(<!-- {name} -->\n).*?(\n<!-- end {name} -->)"
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- end {name} -->)"
         text, found = re.subn(
             pattern,
-            lambda match, block=block: match[1] + block + match[2],
+            lambda match, block=block: f"{match[1]}{block}\n{match[2]}",
             text,
             flags=re.DOTALL,
         )

@@ -215,3 +215,11 @@ def test_area_is_in_percent_of_the_optimums():
     }
     area = report.area_between(results, "gated", 1, optimum)
     assert area == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize("block", report.BLOCKS)
+def test_tables_of_the_readme_are_generated(block):
+    """Nothing in them was typed."""
+    readme = (RECIPE / "README.md").read_text(encoding="utf-8")
+    table = report.BLOCKS[block]()
+    assert f"<!-- {block} -->\n{table}\n<!-- end {block} -->" in readme

@@ -374,7 +374,7 @@ class NoiseGate(Gate):
         signal = bounded_sqrt(gate).to(x.dtype).view(shape)
         noise = (bounded_sqrt(1 - gate) * std).to(x.dtype).view(shape)
         mixed = signal * at_edge + noise * torch.randn_like(at_edge)
-        return y.index_add(dim, edge, mixed)
+        return y.index_add_(dim, edge, mixed)  # y is a new tensor, not x
 
 
 class StochasticGate(Gate):

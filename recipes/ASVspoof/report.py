@@ -41,16 +41,29 @@ METHODS = {
     "stochastic": "stochastic gates, all stacks",
     "small": "small dense",
 }
+# Models of SpeechBrain, in a table of their own
+MODELS = {
+    f"{key}-{kind}": f"{name}, {text}"
+    for key, name in (
+        ("ecapa", "ECAPA-TDNN"),
+        ("xvector", "x-vector"),
+        ("sb_resnet", "ResNet of SpeechBrain"),
+        ("transformer", "Transformer"),
+    )
+    for kind, text in (("dense", "dense"), ("gated", "noise gates"))
+}
 DET_TICKS = (0.1, 0.5, 1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90)
 
 
-def load_results(folder):
+def load_results(folder, methods=METHODS):
     """Loads the result files of a folder.
 
     Arguments
     ---------
     folder : pathlib.Path
         With files ``<method>[_<budget>]_<seed>.json``.
+    methods : dict of str to str
+        Those to load, with what they are called in tables.
 
     Returns
     -------
@@ -58,7 +71,7 @@ def load_results(folder):
         Results by (method, budget), one per seed.
     """
     rows = defaultdict(list)
-    pattern = rf"({'|'.join(METHODS)})_(?:([\d.]+)_)?\d+"
+    pattern = rf"({'|'.join(methods)})_(?:([\d.]+)_)?\d+"
     for path in sorted(folder.glob("*.json")):
         match = re.fullmatch(pattern, path.stem)
         if match:
@@ -161,7 +174,8 @@ def results_table(rows, latency):
     -------
     str
     """
-    order = list(METHODS)
+    names = {**METHODS, **MODELS}
+    order = list(names)
     headings = ["model", "budget", "n", "MACs (M)", "of dense", "parameters"]
     headings += ["latency (ms/s)", "EER (%)", "95 % interval", "Cllr", "minDCF"]
     dense = rows.get(("dense", 1.0))
@@ -171,13 +185,15 @@ def results_table(rows, latency):
     ):
         runs = rows[method, budget]
         macs = statistics.mean(run["macs"] for run in runs)
-        full = dense[0]["macs"] if dense else runs[0]["macs_full"]
+        full = runs[0]["macs_full"]
+        if method == "small" and dense:
+            full = dense[0]["macs"]
         times = [latency[run["name"]] for run in runs if run["name"] in latency]
         interval = (runs[0]["test_intervals_95"] or {}).get("EER")
         cells.append(
             [
-                METHODS[method],
-                "–" if method == "dense" else f"{budget:g}",
+                names[method],
+                "–" if method.endswith("dense") else f"{budget:g}",
                 str(len(runs)),
                 f"{macs / 1e6:.2f}",
                 f"{macs / full:.3f}",
@@ -340,9 +356,10 @@ if __name__ == "__main__":
     found = load_results(args.folder)
     if not found:
         parser.error(f"{args.folder} holds no result of run_table.py")
+    models = load_results(args.folder, MODELS)
     latency_file = args.folder / "latency.json"
     if args.latency:
-        runs_found = [run for runs in found.values() for run in runs]
+        runs_found = [run for runs in (found | models).values() for run in runs]
         measured = measure_latency(
             {r["name"]: args.folder / f"{r['name']}.yaml" for r in runs_found},
             runs_found[0]["segment_s"],
@@ -359,6 +376,7 @@ if __name__ == "__main__":
         fill_readme(
             args.readme,
             results=table,
+            models=results_table(models, timed) if models else "",
             attacks=by_attack,
             published=published_table(),
         )

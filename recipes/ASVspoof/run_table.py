@@ -30,6 +30,8 @@ BUDGETS = (0.25, 0.5, 0.125)
 STACK_BUDGETS = {0: 0.85, 1: 0.82, 2: 0.72, 3: 0.87}
 # The channels of stack 0 are made by the first convolution already
 STACK_LAYERS = {s: f"stack{s}.*" for s in (1, 2, 3)} | {0: "conv,stack0.*"}
+# SpeechBrain's models, on Mini-LA only: dense and gated
+FAMILIES = ("ecapa", "xvector", "sb_resnet", "transformer")
 # Factors for the channels of the dense model that meet the budgets
 NARROW = {0.25: 0.5, 0.5: 0.7, 0.125: 0.35}
 
@@ -70,6 +72,12 @@ def cells(full):
         options = [f"--seed={SEEDS[0]}", f"--budget={budget}"]
         options.append(f"--gate_layers=[{STACK_LAYERS[stack]}]")
         yield f"stack{stack}_{budget}_{SEEDS[0]}", gated, options
+    for seed in SEEDS if not full else ():
+        for family in FAMILIES:
+            options = [f"--seed={seed}"]
+            yield f"{family}-dense_{seed}", f"mini_{family}", options
+            name = f"{family}-gated_0.25_{seed}"
+            yield name, f"mini_{family}_gated", options
 
 
 def run_cell(arguments, name, hparams, overrides, stop):
@@ -104,7 +112,7 @@ def run_cell(arguments, name, hparams, overrides, stop):
         print(f"{name}: failed, see {folder / 'stdout.txt'}", flush=True)
         return False
     target.mkdir(parents=True, exist_ok=True)
-    if name.startswith(("gated", "stochastic", "stack")):
+    if any(kind in name for kind in ("gated", "stochastic", "stack")):
         shutil.copy(folder / "gates.jsonl", target / f"{name}.gates.jsonl")
     shutil.copy(
         folder / "compact" / "hyperparams.yaml", target / f"{name}.yaml"

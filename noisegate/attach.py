@@ -450,6 +450,13 @@ class MaskedDimensions(_MaskedLayer):
         return self.with_parameters(parameters, args, kwargs)
 
 
+def _matches(group, pattern):
+    """Whether a pattern of names or kinds means a group."""
+    if pattern.startswith("kind:"):
+        return fnmatch.fnmatchcase(group.kind, pattern[len("kind:") :].strip())
+    return fnmatch.fnmatch(group.name, pattern)
+
+
 class Gates:
     """The gates of a model.
 
@@ -463,12 +470,17 @@ class Gates:
         The model, plain or with layers of :mod:`noisegate.layers`.
     features : speechbrain.lobes.features.Fbank
         The front-end; give it if its mel bands are gated or its cost counts.
-    layers : list of str
+    layers : list of str or dict
         Names of the groups to gate ("features" for the mel bands), with
-        wildcards; None gates the layers of :mod:`noisegate.layers` in the
-        model, or all groups if there are none; [] gates nothing.
+        wildcards, or "kind:ffn" and the like for groups of one kind (see
+        :class:`noisegate.groups.Group`). As a dict from these patterns to
+        options of ``gate`` (``kappa_min``, ``granularity``, ...), or to False
+        for no gate; of several patterns that match a group the last counts.
+        None gates the layers of :mod:`noisegate.layers` in the model, or all
+        groups if there are none; [] gates nothing.
     gate : callable
-        Gate factory, called with ``size`` and ``granularity``.
+        Gate factory, called with ``size`` and ``granularity``, and with the
+        options in ``layers``.
     granularity : int
         Integer widths are multiples of this (and of what the model asks for).
     reorder : bool
@@ -489,9 +501,9 @@ class Gates:
     Raises
     ------
     ValueError
-        If a name in ``layers`` matches no group, or a group that may not
-        change; says which groups there are. If no group can be gated; says
-        why.
+        If a pattern in ``layers`` matches no group, or only groups that may
+        not change; says which groups there are. If no group can be gated;
+        says why. If the options of a pattern do not fit.
 
     Example
     -------
@@ -537,17 +549,22 @@ class Gates:
             inputs = example if features is None else [features(example[0])]
             inputs = not_silent(_shortened(model, inputs))
         self.groups = find_groups(model, features, inputs)
-        if layers != []:
+        if layers is None or layers:
             fix_inexact(model, self.groups, inputs, attach)
         self.cost = CostModel(model, self.groups, example, segment_s, features)
         self.reorders = reorder
         self.gates = {}
         self._taps = []
-        for group in self._select(layers):
-            step = math.lcm(group.granularity, granularity)
-            self._attach(
-                group, (group.gate or gate)(size=group.size, granularity=step)
-            )
+        for group, pattern, options in self._select(layers):
+            options = dict(options)
+            wanted = options.pop("granularity", granularity)
+            try:
+                options["granularity"] = math.lcm(group.granularity, wanted)
+                made = (group.gate or gate)(size=group.size, **options)
+            except (TypeError, ValueError) as error:
+                where = f"layers: '{pattern}', " if pattern else ""
+                raise ValueError(f"{where}'{group.name}': {error}") from error
+            self._attach(group, made)
         if self.gates:
             model.register_forward_pre_hook(self._refresh)
 
@@ -557,6 +574,7 @@ class Gates:
         return list(self.gates)
 
     def _select(self, layers):
+        """Groups to gate, each with its pattern and the options of its gate."""
         free = [group for group in self.groups if group.fixed is None]
         if layers is None:
             wanted = [group for group in self.groups if group.wanted]
@@ -574,14 +592,18 @@ class Gates:
                     "no group of channels of the model can be gated. "
                     f"Reasons: {reasons}"
                 )
-            return wanted or free
-        selected = []
-        for pattern in layers:
-            hits = [
-                group
-                for group in self.groups
-                if fnmatch.fnmatch(group.name, pattern)
-            ]
+            return [(group, None, {}) for group in wanted or free]
+        if not isinstance(layers, dict):
+            layers = dict.fromkeys(layers, {})
+        selected = {}
+        for pattern, options in layers.items():
+            options = {} if options is None else options
+            if options is not False and not isinstance(options, dict):
+                raise ValueError(
+                    f"layers: '{pattern}' needs options of its gates, such as "
+                    f"{{kappa_min: 0.1}}, or False; got {options}"
+                )
+            hits = [group for group in self.groups if _matches(group, pattern)]
             open_hits = [group for group in hits if group.fixed is None]
             if not open_hits:
                 reason = "".join(
@@ -589,10 +611,16 @@ class Gates:
                 )
                 raise ValueError(
                     f"layers: '{pattern}' names no group that can be gated"
-                    f"{reason}. Groups: {[group.name for group in free]}"
+                    f"{reason}. Groups: {[group.name for group in free]}, "
+                    f"kinds: {sorted({group.kind for group in free})}"
                 )
-            selected += [group for group in open_hits if group not in selected]
-        return [group for group in free if group in selected]
+            for group in open_hits:
+                selected[group.name] = pattern, options
+        return [
+            (group, *selected[group.name])
+            for group in free
+            if selected.get(group.name, (None, False))[1] is not False
+        ]
 
     def _attach(self, group, gate):
         if group.name == FEATURES and self.reorders:

@@ -4,6 +4,7 @@ Authors
  * The noisegate developers, 2026
 """
 
+import copy
 import functools
 import json
 import os
@@ -20,7 +21,12 @@ from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
-from noisegate.compact import compact
+from noisegate.compact import (
+    compact,
+    constructor,
+    final_sizes,
+    save_compact,
+)
 from noisegate.groups import FEATURES
 
 logger = get_logger(__name__)
@@ -165,6 +171,7 @@ class GatedBrain(sb.Brain):
         self._steps_per_epoch = None
         self._term_added = False
         self._compacted = False
+        self._cut = {}  # names of what was cut in self.modules
 
     # ---- contract with the recipe ----------------------------------------
 
@@ -345,8 +352,10 @@ class GatedBrain(sb.Brain):
         for key, module in list(self.modules.items()):
             module = _unwrap(module)
             if module is self.gates.model:
+                self._cut[key] = "model"
                 module = model.to(self.device)
             elif features is not None and module is self.gates.features:
+                self._cut[key] = "features"
                 module = features.to(self.device)
             self.modules[key] = module
         if model not in self.modules.values():
@@ -355,6 +364,40 @@ class GatedBrain(sb.Brain):
                 f"cannot take its place; modules: {list(self.modules)}"
             )
         self._compacted = True
+
+    def save_compact(self, hparams_file, overrides=None, folder=None, **values):
+        """Saves the model that was evaluated; see ``compact.save_compact``.
+
+        Arguments
+        ---------
+        hparams_file : str
+            YAML of the recipe. What cannot be written with its final sizes is
+            built as in its entry ``modules``, then cut and loaded.
+        overrides : str or dict
+            Overrides of the YAML.
+        folder : str
+            Where to; ``<output_folder>/compact`` if None. Is not overwritten.
+        **values : dict
+            Further keys of the YAML that is written.
+        """
+        if not self._compacted:
+            raise RuntimeError("evaluate() cuts the model: call it first")
+        if not if_main_process():
+            return
+        if folder is None:
+            folder = os.path.join(self.hparams.output_folder, "compact")
+        modules, originals = {}, {}
+        for name, module in self.modules.items():
+            modules[name] = copy.deepcopy(module).cpu()
+            part = self._cut.get(name)
+            if part == "features":
+                continue  # its constructor takes any size
+            sizes = final_sizes(self.gates, module) if part else {}
+            built = constructor(hparams_file, name, overrides)
+            originals[name] = built, sizes
+        values = {"widths": self.gates.integer_widths(), **values}
+        header = "Compacted model, see noisegate"
+        save_compact(folder, modules, header, originals, **values)
 
     def open_features(self, feats):
         """Returns the features that the present model reads.

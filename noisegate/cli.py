@@ -64,7 +64,7 @@ def describe(gates):
     Returns
     -------
     str
-        A line for each group with its channels, the smallest width, the step
+        A line for each group with its kind and channels, the smallest width, the step
         of its widths, the MACs per second of audio that depend on it, and
         where it is read or why it has no gate; below the totals.
 
@@ -77,16 +77,17 @@ def describe(gates):
     >>> net.append(Linear, n_neurons=1, layer_name="out")
     >>> for line in describe(Gates(net, input_shape=[1, 9, 8])).split("\\n"):
     ...     print(*line.split())
-    group channels smallest step MACs/s share
-    hidden 16 1 1 1296 100.0 % read by out.w
-    features 8 - - 0 0.0 % no gate: the input of the model
-    out 1 - - 144 11.1 % no gate: the output of the model
+    group kind channels smallest step MACs/s share
+    hidden linear 16 1 1 1296 100.0 % read by out.w
+    features features 8 - - 0 0.0 % no gate: the input of the model
+    out linear 1 - - 144 11.1 % no gate: the output of the model
     <BLANKLINE>
     gated: 1 of 3 groups; MACs/s 1296, at the smallest widths 81 (6.2 %)
     parameters 161, at the smallest widths 11
     """
     cost, total = gates.cost, gates.cost.macs()
-    header = ("group", "channels", "smallest", "step", "MACs/s", "share", "")
+    header = ("group", "kind", "channels", "smallest", "step", "MACs/s")
+    header = (*header, "share", "")
     rows = []
     for group in gates.groups:
         gate = gates.gates.get(group.name)
@@ -100,12 +101,15 @@ def describe(gates):
         else:
             limits = gate.min_width, gate.granularity
             readers = dict.fromkeys(port.layer for port in group.find("in"))
-            note = "read by " + ", ".join(readers)
+            note = "read by " + ", ".join(list(readers)[:2])
+            if len(readers) > 2:
+                note += f" and {len(readers) - 2} more"
         rows.append(
             (
                 gate is None,
                 (
                     group.name,
+                    group.kind,
                     size,
                     *limits,
                     round(macs / cost.seconds),
@@ -115,12 +119,12 @@ def describe(gates):
             )
         )
     rows = [header] + [row for _, row in sorted(rows, key=lambda r: r[0])]
-    widths = [max(len(str(row[i])) for row in rows) for i in range(6)]
+    widths = [max(len(str(row[i])) for row in rows) for i in range(7)]
     lines = []
     for row in rows:
-        cells = [str(row[0]).ljust(widths[0])]
-        cells += [str(x).rjust(n) for x, n in zip(row[1:6], widths[1:])]
-        lines.append("  ".join([*cells, row[6]]).rstrip())
+        cells = [str(x).ljust(n) for x, n in zip(row[:2], widths)]
+        cells += [str(x).rjust(n) for x, n in zip(row[2:7], widths[2:])]
+        lines.append("  ".join([*cells, row[7]]).rstrip())
     least = gates.min_widths()
     smallest = cost.macs_per_second(least)
     ratio = 100 * smallest / max(1, cost.macs_per_second())

@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 import tempfile
+import types
 
 import ruamel.yaml
 import speechbrain as sb
@@ -33,6 +34,8 @@ from noisegate.gate import Gate
 from noisegate.layers import GATED_LAYERS
 from noisegate.leaves import FEATURES
 
+# Attributes that do not come from the constructor, or are written separately
+_STATE = ("training", "top_db")
 _OWN_CHILDREN = (Tap, _MaskedLayer, Gate)
 
 
@@ -146,14 +149,14 @@ def shrink(model, sizes):
 
 
 def constructor(hparams_file, key, overrides=None):
-    """Returns the expression that builds one object of a recipe.
+    """Returns the expression that builds one module of a recipe.
 
     Arguments
     ---------
     hparams_file : str
         YAML of a recipe.
     key : str
-        The key of the object in it.
+        The name of the module: a key in ``modules`` or of the file itself.
     overrides : str or dict
         What replaces values of the file, as on the command line.
 
@@ -166,6 +169,7 @@ def constructor(hparams_file, key, overrides=None):
         resolved = resolve_references(fin, overrides)
     yaml = ruamel.yaml.YAML()
     tree = yaml.load(resolved)
+    tree = {**tree, **(tree.get("modules") or {})}
     if key not in tree:
         raise KeyError(f"{hparams_file} has no key '{key}'")
     out = io.StringIO()
@@ -382,6 +386,18 @@ def _to_yaml(module, indent=0):
     return "\n".join([head, *(pad + line for line in lines)])
 
 
+def _settings(module):
+    """Classes, shapes and plain attributes: what two equal modules share."""
+    found = {k: tuple(v.shape) for k, v in module.state_dict().items()}
+    plain = (bool, int, float, str, type, types.FunctionType)
+    for path, part in module.named_modules():
+        found[path, "class"] = type(part)
+        for key, value in vars(part).items():
+            if isinstance(value, plain) and key not in _STATE:
+                found[path, key] = value
+    return found
+
+
 def _builds(expression, module):
     """Whether an expression makes a module of the same class and sizes."""
     try:
@@ -389,16 +405,16 @@ def _builds(expression, module):
             built = load_hyperpyyaml(f"module: {expression}")["module"]
     except Exception:  # whatever a constructor raises for such sizes
         return False
-    shapes = [
-        {key: value.shape for key, value in m.state_dict().items()}
-        for m in (built, module)
-    ]
-    return type(built) is type(module) and shapes[0] == shapes[1]
+    return _settings(built) == _settings(module)
 
 
 def _expression(name, module, originals):
     """Lines that make a module: the constructor, or the original cut."""
     error = None
+    original, sizes = originals.get(name, (None, None))
+    if original is not None and not sizes:  # as it was
+        original = original.replace("\n", "\n    ")
+        return [f"{name}: {original}"]
     try:
         expression = _to_yaml(module)
         if _builds(expression, module):
@@ -410,10 +426,9 @@ def _expression(name, module, originals):
             f"the constructors in '{name}' cannot express its sizes; give how "
             "it was built in originals (see noisegate.compact.constructor)"
         ) from error
-    expression, sizes = originals[name]
-    expression = expression.replace("\n", "\n    ")
+    original = original.replace("\n", "\n    ")
     return [
-        f"{name}: {expression}",
+        f"{name}: {original}",
         f"__{name}_sizes: !apply:noisegate.compact.shrink",
         f"    - !ref <{name}>",
         f"    - {json.dumps(sizes)}",
@@ -439,7 +454,8 @@ def save_compact(folder, modules, header="", originals=None, **values):
         What is written for modules whose own constructors cannot express the
         sizes: the expression that builds the uncut module (see
         :func:`constructor`) and the sizes to cut it to (see
-        :func:`final_sizes`). Loading these modules needs noisegate.
+        :func:`final_sizes`). Loading these modules needs noisegate, unless
+        there are no sizes: they were not cut.
     **values : dict
         Further keys of the YAML (numbers, strings, flat dicts).
 

@@ -22,14 +22,16 @@ import torch
 from speechbrain.lobes.models.transformer.Transformer import (
     TransformerEncoderLayer,
 )
-from speechbrain.nnet.attention import RelPosMHAXL
+from speechbrain.nnet.attention import PositionalwiseFeedForward, RelPosMHAXL
 
 from noisegate.layers import GATED_LAYERS
 from noisegate.leaves import (
+    ATTENTION,
     CELLS,
     CONVS,
     FEATURES,
     RECURRENT,
+    TRANSPOSED,
     n_read,
     out_index,
 )
@@ -101,6 +103,12 @@ class Group:
         Gate factory given by the layer itself, or None.
     wanted : bool
         Whether the layer asks for a gate (see :mod:`noisegate.layers`).
+    kind : str
+        "features": the mel bands. "ffn": inside a feed-forward block of a
+        Transformer or Conformer. "rnn": units of a recurrent layer. "heads":
+        dimensions of attention heads. "residual": several layers make the
+        channels, their outputs are added. "conv", "linear", "attention": made
+        by one layer of that kind.
     """
 
     name: str
@@ -111,6 +119,7 @@ class Group:
     fixed: Optional[str] = None
     gate: Optional[object] = None
     wanted: bool = False
+    kind: str = "linear"
 
     def add(self, layer, role, index=None):
         """Adds a port."""
@@ -167,8 +176,10 @@ def find_groups(model, features=None, example=None):
     example = not_silent(example)
     probe = Probe(model, example, with_features=features is not None)
     groups = _Finder(model, probe).groups()
+    for group in groups:
+        group.kind = _kind(model, group)
     if features is None:
-        group = Group(FEATURES, tensors(example)[0].shape[-1])
+        group = Group(FEATURES, tensors(example)[0].shape[-1], kind=FEATURES)
         group.fixed = "the input of the model"
         groups.insert(0, group)
     else:
@@ -181,6 +192,34 @@ def find_groups(model, features=None, example=None):
                         "deltas or context windows follow the filterbank"
                     )
     return groups
+
+
+def _kind(model, group):
+    """The kind of a group, see :class:`Group`."""
+    makers = [port.layer for port in group.find("out")]
+    if not makers:
+        return "heads"
+    if FEATURES in makers:
+        return FEATURES
+    parts = makers[0].split(".")
+    around = [
+        model.get_submodule(".".join(parts[: i + 1])) for i in range(len(parts))
+    ]
+    in_ffn = [isinstance(m, PositionalwiseFeedForward) for m in around]
+    if len(makers) == 1 and (any(in_ffn) or group.name.endswith("pos_ffn")):
+        return "ffn"
+    if any(
+        isinstance(m, RECURRENT + CELLS)
+        or type(m).__module__ == "speechbrain.nnet.RNN"
+        for m in around
+    ):
+        return "rnn"
+    if len(makers) > 1:
+        return "residual"
+    if isinstance(around[-1], ATTENTION):
+        return "attention"
+    conv = isinstance(around[-1], CONVS + TRANSPOSED)
+    return "conv" if conv else "linear"
 
 
 def not_silent(inputs):

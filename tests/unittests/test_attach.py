@@ -499,3 +499,68 @@ def test_order_of_mel_bands():
         gate.freeze(20)
         lowest = torch.equal(gate.open_channels(), torch.arange(20))
         assert lowest is not reorder
+
+
+def small_transformer(**options):
+    """A projection, one encoder layer and an output, with gates."""
+    net = Sequential(input_shape=[None, None, 8])
+    net.append(Linear, n_neurons=16, layer_name="project")
+    encoder = TransformerEncoderLayer(d_ffn=24, nhead=2, d_model=16)
+    net.append(encoder, layer_name="encoder")
+    net.append(GRU, hidden_size=12, layer_name="rnn")
+    net.append(Linear, n_neurons=1, layer_name="out")
+    return Gates(net, input_shape=[1, 9, 8], **options)
+
+
+def test_groups_have_kinds():
+    """By what makes their channels."""
+    kinds = {group.name: group.kind for group in small_transformer().groups}
+    assert kinds == {
+        "features": "features",
+        "project": "residual",
+        "encoder.pos_ffn": "ffn",
+        "rnn": "rnn",
+        "out": "linear",
+    }
+
+
+def test_layers_are_selected_by_kind():
+    """Feed-forward blocks alone, say."""
+    assert small_transformer(layers=["kind:ffn"]).names == ["encoder.pos_ffn"]
+    names = small_transformer(layers=["kind:r*"]).names
+    assert names == ["project", "rnn"]
+
+
+def test_patterns_have_options_of_their_own():
+    """In YAML a dict; what is not said is as for all, the last match counts."""
+    layers = load_hyperpyyaml("""
+layers:
+    "*": {kappa_min: 0.5}
+    "kind:ffn": {kappa_min: 0.25, granularity: 8}
+    rnn: {granularity: 3}
+    project: False
+""")["layers"]
+    gates = small_transformer(layers=layers, granularity=2)
+    assert gates.min_widths() == {"encoder.pos_ffn": 8, "rnn": 3}
+    steps = {name: gate.granularity for name, gate in gates.gates.items()}
+    assert steps == {"encoder.pos_ffn": 8, "rnn": 3}
+    gates = small_transformer(layers={"project": None}, granularity=4)
+    assert gates.gates["project"].granularity == 4
+
+
+@pytest.mark.parametrize(
+    "layers, message",
+    [
+        ({"*": {}, "conv*": {}}, "'conv\\*' names no group"),
+        (["kind:conv"], "kinds: .*'ffn'"),
+        ({"rnn": {"granularity": 5}}, "'rnn', 'rnn': granularity must divide"),
+        ({"r*": {"kappa": 0.1}}, "'r\\*', 'rnn': .*kappa"),
+        ({"rnn": {"kappa_min": 2}}, "'rnn', 'rnn': kappa_min must be in"),
+        ({"rnn": 0.1}, "'rnn' needs options of its gates"),
+        ({"out": {}}, "out is the output of the model"),
+    ],
+)
+def test_wrong_selections_name_the_pattern(layers, message):
+    """And what is wrong with it."""
+    with pytest.raises(ValueError, match=message):
+        small_transformer(layers=layers)

@@ -1,0 +1,165 @@
+"""The tutorial docs/swap_in.md: what it says is what happens."""
+
+import difflib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain.dataio.dataio import read_audio
+
+ROOT = Path(__file__).parents[2]
+FILES = Path(__file__).parent / "swap_in"
+TUTORIAL = (ROOT / "docs" / "swap_in.md").read_text(encoding="utf-8")
+KEYWORDS = ("low", "high", "hiss")
+
+
+def text(name):
+    """Content of a file of the tutorial."""
+    return (FILES / name).read_text(encoding="utf-8")
+
+
+def changed_lines(name):
+    """Removed and added lines between before and after."""
+    lines = difflib.ndiff(
+        text(f"before/{name}").splitlines(), text(f"after/{name}").splitlines()
+    )
+    return [line for line in lines if line[0] in "+-"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Two kinds of tones and noise, half a second each, with manifests."""
+    folder = tmp_path_factory.mktemp("keywords")
+    draw = np.random.default_rng(0)
+    time = np.arange(8000) / 16000
+    for split, count in (("train", 60), ("valid", 6), ("test", 6)):
+        manifest = {}
+        for i in range(count):
+            keyword = KEYWORDS[i % 3]
+            pitch = {"low": 300, "high": 1500, "hiss": 0}[keyword]
+            signal = np.sin(2 * np.pi * pitch * draw.uniform(0.8, 1.2) * time)
+            loudness = 0.3 if keyword == "hiss" else 0.05
+            signal = 0.3 * signal + loudness * draw.standard_normal(8000)
+            name = f"{split}_{i}"
+            sf.write(folder / f"{name}.wav", signal.clip(-1, 1), 16000)
+            manifest[name] = {
+                "wav": f"{{data_root}}/{name}.wav",
+                "keyword": keyword,
+            }
+        (folder / f"{split}.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def run(script, *arguments, cwd=ROOT):
+    """Runs Python in a process of its own; returns what it prints."""
+    out = subprocess.run(
+        [sys.executable, *script, *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        check=False,
+        timeout=600,
+    )
+    assert out.returncode == 0, (out.stdout + out.stderr)[-3000:]
+    return out.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(corpus, tmp_path_factory):
+    """Output folders of both recipes after training."""
+    folders = {}
+    for variant in ("before", "after"):
+        folders[variant] = tmp_path_factory.mktemp(variant)
+        run(
+            ["train.py", "train.yaml"],
+            f"--data_folder={corpus}",
+            f"--output_folder={folders[variant]}",
+            "--noprogressbar",
+            cwd=FILES / variant,
+        )
+    return folders
+
+
+def errors(folder):
+    """Error rates of the test set in the log."""
+    log = (folder / "train_log.txt").read_text()
+    return [float(x) for x in re.findall(r"test error: (\S+)", log)]
+
+
+def test_fewer_than_twenty_lines_change():
+    """Counted as git does: removed ones and added ones."""
+    changed = changed_lines("train.py") + changed_lines("train.yaml")
+    assert len([line for line in changed if line[2:].strip()]) < 20
+
+
+def test_the_code_of_the_tutorial_is_that_of_the_files():
+    """All changes are shown, and nothing else."""
+    shown = re.findall(r"```diff\n(.*?)```", TUTORIAL, flags=re.DOTALL)
+    shown = "".join(shown).splitlines()
+    for name in ("train.yaml", "train.py"):
+        for line in changed_lines(name):
+            if line[2:].strip():
+                assert line[0] + line[2:] in shown, line
+    everything = [
+        line
+        for variant in ("before", "after")
+        for name in ("train.py", "train.yaml")
+        for line in text(f"{variant}/{name}").splitlines()
+    ]
+    for line in shown:
+        assert line[1:] in everything or not line.strip(), line
+
+
+def test_inspect_prints_what_the_tutorial_shows():
+    """Before any training, and without data."""
+    out = run(
+        ["-m", "noisegate.cli", "inspect"],
+        FILES / "after" / "train.yaml",
+        "--data_folder=none",
+    )
+    shown = TUTORIAL.partition("```\ngroup ")[2].partition("```")[0]
+    assert out.split() == ("group " + shown).split()
+
+
+def test_both_recipes_learn_their_data(trained):
+    """The one that was cut, too; and it is within its budget."""
+    assert errors(trained["before"]) == [0.0]
+    assert errors(trained["after"]) == [0.0]
+    lines = (trained["after"] / "gates.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["macs_ratio"] > 0.5
+    assert 0.24 < json.loads(lines[-1])["macs_ratio"] <= 0.25
+
+
+def test_the_cut_model_loads_in_a_new_process(trained, corpus):
+    """With the code of the tutorial; it returns what the gated one does."""
+    code = re.search(
+        r"```python\n(from speechbrain.*?)```", TUTORIAL, flags=re.DOTALL
+    ).group(1)
+    folder, wav = trained["after"], corpus / "test_1.wav"
+    code = code.replace("results/keywords/1986", str(folder))
+    code = code.replace("yes.wav", str(wav))
+    code += "\nprint(scores.flatten().tolist())"
+    scores = json.loads(run(["-c", code]).splitlines()[-1])
+
+    overrides = {"data_folder": str(corpus), "output_folder": str(folder)}
+    hparams = load_hyperpyyaml(text("after/train.yaml"), overrides)
+    hparams["checkpointer"].recover_if_possible(min_key="error")
+    modules = torch.nn.ModuleDict(hparams["modules"]).eval()
+    assert hparams["gates"].frozen
+    with torch.no_grad():
+        feats = modules["compute_features"](read_audio(str(wav))[None])
+        feats = modules["mean_var_norm"](feats, torch.ones(1))
+        gated = modules["classifier"](modules["embedding_model"](feats))
+    assert scores == pytest.approx(gated.flatten().tolist(), abs=1e-5)
+    label = (folder / "save" / "label_encoder.txt").read_text()
+    expected = int(re.search(r"'high' => (\d)", label).group(1))
+    assert max(scores) == scores[expected]

@@ -31,6 +31,7 @@ from noisegate.groups import FEATURES
 
 logger = get_logger(__name__)
 
+_MISSED = 1.2  # times the budget, when the widths are frozen: worth a warning
 _REORDER_STEPS = 10  # optimizer steps between two rankings of the channels
 
 
@@ -297,8 +298,17 @@ class GatedBrain(sb.Brain):
         if self.step > 0 or self.gates.frozen or not self.gates.gates:
             return
         if epoch >= self.freeze_epoch:
+            with torch.no_grad():
+                before = float(self.gates.cost.ratio(self.gates.widths()))
             widths = self.complexity_loss.freeze()
             macs = self.gates.cost.macs_per_second(widths)
+            budget = self.complexity_loss.budget
+            if budget is not None and before > _MISSED * budget:
+                logger.warning(
+                    f"The widths had not come down to the budget of {budget:.4g} "
+                    f"but to {before:.4g}; the rest was cut at once. More steps "
+                    "before freeze_epoch help, or faster gates (gate_opt_class)"
+                )
             logger.info(f"Widths are final: {widths}, {macs} MACs per second")
 
     def on_fit_batch_start(self, batch, should_step):

@@ -311,6 +311,26 @@ def _norm_arguments(module):
     return arguments
 
 
+def _pooling_arguments(module):
+    pool = module.pool_layer
+    arguments = {
+        "pool_type": "max" if "Max" in type(pool).__name__ else "avg",
+        "kernel_size": pool.kernel_size,
+        "stride": pool.stride,
+        "padding": pool.padding,
+        "ceil_mode": pool.ceil_mode,
+    }
+    if arguments["pool_type"] == "max":
+        arguments["dilation"] = pool.dilation
+    planes = isinstance(pool, (torch.nn.AvgPool2d, torch.nn.MaxPool2d))
+    for key, value in arguments.items():
+        if isinstance(value, tuple):
+            arguments[key] = value[-1]
+    arguments["input_dims"] = 4 if planes else 3
+    arguments["pool_axis"] = module.pool_axis
+    return arguments
+
+
 def _linear_arguments(module):
     return {
         "n_neurons": module.w.out_features,
@@ -330,6 +350,7 @@ _ARGUMENTS = {
     sb.nnet.normalization.BatchNorm1d: _norm_arguments,
     sb.nnet.normalization.BatchNorm2d: _norm_arguments,
     sb.nnet.normalization.LayerNorm: _norm_arguments,
+    sb.nnet.pooling.Pooling1d: _pooling_arguments,
     TransformerEncoderLayer: _encoder_arguments,
 }
 
@@ -368,7 +389,7 @@ def _scalar(value):
 def _to_yaml(module, indent=0):
     """A ``!new:`` expression that builds the module."""
     pad = " " * (indent + 4)
-    kind = type(module)
+    kind = _class(module)
     head = f"!new:{kind.__module__}.{kind.__qualname__}"
     if isinstance(module, torch.nn.Sequential) or (
         isinstance(module, sb.nnet.containers.Sequential)
@@ -386,14 +407,22 @@ def _to_yaml(module, indent=0):
     return "\n".join([head, *(pad + line for line in lines)])
 
 
+def _class(module):
+    """The class; that of the chain for blocks that are nothing but one."""
+    chain = sb.nnet.containers.Sequential
+    alike = isinstance(module, chain) and type(module).forward is chain.forward
+    return chain if alike else type(module)
+
+
 def _settings(module):
     """Classes, shapes and plain attributes: what two equal modules share."""
     found = {k: tuple(v.shape) for k, v in module.state_dict().items()}
     plain = (bool, int, float, str, type, types.FunctionType)
     for path, part in module.named_modules():
-        found[path, "class"] = type(part)
+        found[path, "class"] = _class(part)
         for key, value in vars(part).items():
-            if isinstance(value, plain) and key not in _STATE:
+            own = key.startswith("_") or key in _STATE
+            if isinstance(value, plain) and not own:
                 found[path, key] = value
     return found
 

@@ -34,7 +34,6 @@ from vad_data import (
 
 from noisegate import __version__
 from noisegate.brain import GatedBrain
-from noisegate.compact import save_compact
 
 logger = get_logger(__name__)
 
@@ -183,20 +182,19 @@ def add_cached_features(dataset, hparams, hop_ms):
     dataset.add_dynamic_item(pipeline)
 
 
-def write_results(brain, hparams, valid_stats, test_stats):
+def write_results(brain, hparams, overrides, valid_stats, test_stats):
     """Saves the compacted model and the figures of the run."""
     widths = brain.gates.integer_widths()
     cost = brain.gates.cost
     folder = hparams["output_folder"]
     compact_folder = os.path.join(folder, "compact")
     if not os.path.exists(compact_folder):
-        save_compact(
+        brain.save_compact(
+            sys.argv[1],
+            overrides,
             compact_folder,
-            {key: brain.modules[key].cpu() for key in hparams["modules"]},
-            header="Compacted voice activity detector, see noisegate",
             sample_rate=hparams["sample_rate"],
             threshold=valid_stats["threshold"],
-            widths=widths,
         )
     git = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
@@ -312,4 +310,4 @@ if __name__ == "__main__":
         test_loader_kwargs=hparams["test_dataloader_opts"],
     )
     if if_main_process():
-        write_results(brain, hparams, valid_stats, brain.test_stats)
+        write_results(brain, hparams, overrides, valid_stats, brain.test_stats)

@@ -9,6 +9,11 @@ import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.inference.interfaces import Pretrained
+from speechbrain.lobes.models.CRDNN import CNN_Block, DNN_Block
+from speechbrain.nnet.activations import Softmax
+from speechbrain.nnet.containers import Sequential
+from speechbrain.nnet.linear import Linear
+from speechbrain.nnet.RNN import GRU
 
 from noisegate.attach import Gates
 from noisegate.compact import compact, save_compact
@@ -231,6 +236,11 @@ import sys
 sys.modules["noisegate"] = None  # importing it raises ImportError
 import torch
 from speechbrain.inference.interfaces import Pretrained
+from speechbrain.lobes.models.CRDNN import CNN_Block, DNN_Block
+from speechbrain.nnet.activations import Softmax
+from speechbrain.nnet.containers import Sequential
+from speechbrain.nnet.linear import Linear
+from speechbrain.nnet.RNN import GRU
 
 
 class Detector(Pretrained):
@@ -396,3 +406,40 @@ def test_the_cut_model_can_be_trained():
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None, key
         assert torch.isfinite(parameter.grad).all(), key
+
+
+def test_blocks_of_chains_load_without_noisegate(tmp_path):
+    """Blocks that are chains of layers are written as such."""
+    net = Sequential(input_shape=[None, None, 12])
+    net.append(CNN_Block, channels=6, kernel_size=(3, 3), layer_name="cnn")
+    net.append(GRU, hidden_size=7, layer_name="rnn")
+    net.append(DNN_Block, neurons=8, layer_name="dnn")
+    net.append(Linear, n_neurons=1, layer_name="out")
+    gates = Gates(models.randomise(net), input_shape=[1, 16, 12])
+    gates.freeze(models.random_widths(gates, 3))
+    small, _ = compact(gates)
+    save_compact(str(tmp_path / "compact"), {"model": small})
+    text = (tmp_path / "compact" / "hyperparams.yaml").read_text()
+    assert "noisegate" not in text
+    loaded = load_hyperpyyaml(text)["model"].eval()
+    loaded.load_state_dict(torch.load(tmp_path / "compact" / "model.ckpt"))
+    x = torch.randn(2, 16, 12)
+    assert torch.equal(loaded(x), small(x))
+
+
+def test_settings_that_a_class_forgets_are_an_error(tmp_path):
+    """Softmax(apply_log=True) would be loaded as Softmax()."""
+    net = Sequential(input_shape=[None, None, 4])
+    net.append(Linear, n_neurons=3, layer_name="out")
+    net.append(Softmax(apply_log=True), layer_name="softmax")
+    with pytest.raises(ValueError, match="cannot express"):
+        save_compact(str(tmp_path / "compact"), {"model": net})
+    original = "!new:speechbrain.nnet.activations.Softmax\n    apply_log: True"
+    save_compact(
+        str(tmp_path / "compact"),
+        {"softmax": net.softmax},
+        originals={"softmax": (original, {})},
+    )
+    text = (tmp_path / "compact" / "hyperparams.yaml").read_text()
+    x = torch.randn(2, 5, 4)
+    assert torch.equal(load_hyperpyyaml(text)["softmax"](x), net.softmax(x))

@@ -10,6 +10,7 @@ import pytest
 import speechbrain as sb
 import torch
 import torch.multiprocessing as mp
+from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.nnet.CNN import Conv1d
 from speechbrain.nnet.containers import Sequential
@@ -536,6 +537,79 @@ def test_the_gated_model_must_be_in_modules(tmp_path):
     later.modules["model"] = torch.nn.Identity()
     with pytest.raises(RuntimeError, match="no entry of modules"):
         evaluate(later)
+
+
+HPARAMS = """
+number_of_epochs: 3
+conv: 12
+model: !new:speechbrain.nnet.containers.Sequential
+    input_shape: [null, null, 8]
+    conv: !name:speechbrain.nnet.CNN.Conv1d
+        out_channels: !ref <conv>
+        kernel_size: 3
+    out: !name:speechbrain.nnet.linear.Linear
+        n_neurons: 1
+head: !new:speechbrain.nnet.activations.Softmax
+    apply_log: True
+modules:
+    net: !ref <model>
+    head: !ref <head>
+gates: !new:noisegate.attach.Gates
+    model: !ref <model>
+    input_shape: [1, 10, 8]
+complexity_loss: !new:noisegate.cost.ComplexityLoss
+    gates: !ref <gates>
+    budget: 0.5
+    freeze_epoch: 2
+"""
+
+
+class NetBrain(TinyBrain):
+    """Calls its model by another name than the YAML."""
+
+    def compute_forward(self, batch, stage):
+        """Returns the score of each frame."""
+        return self.modules.net(batch.feats[0])
+
+
+def net_brain(tmp_path, overrides):
+    """A Brain from a YAML file, trained too shortly for its budget."""
+    path = tmp_path / "train.yaml"
+    path.write_text(HPARAMS)
+    hparams = load_hyperpyyaml(HPARAMS, overrides)
+    hparams["output_folder"] = str(tmp_path)
+    tiny = NetBrain(
+        modules=hparams["modules"],
+        opt_class=functools.partial(torch.optim.Adam, lr=0.01),
+        hparams=hparams,
+        run_opts={"device": "cpu", "noprogressbar": True},
+    )
+    data = dataset()
+    tiny.fit(range(1, 4), data, data)
+    return tiny, data, str(path)
+
+
+def test_all_modules_are_saved(tmp_path):
+    """By their names in ``modules``, with the overrides of the run."""
+    tiny, data, path = net_brain(tmp_path, {"conv": 16})
+    with pytest.raises(RuntimeError, match="evaluate"):
+        tiny.save_compact(path)
+    tiny.evaluate(data)
+    tiny.save_compact(path, {"conv": 16}, threshold=0.5)
+    text = (tmp_path / "compact" / "hyperparams.yaml").read_text()
+    assert "noisegate." not in text and "apply_log: true" in text
+    saved = load_hyperpyyaml(text)
+    assert saved["widths"] == {"conv": 8} and saved["threshold"] == 0.5
+    net = saved["modules"]["net"].eval()
+    net.load_state_dict(torch.load(tmp_path / "compact" / "net.ckpt"))
+    x = torch.randn(2, 10, 8)
+    assert torch.equal(net(x), tiny.modules.net(x))
+
+
+def test_widths_that_come_down_late_are_a_warning(tmp_path, caplog):
+    """It says how far they had come."""
+    net_brain(tmp_path, {})
+    assert "not come down to the budget of 0.5 but to 0.8" in caplog.text
 
 
 def test_evaluation_needs_final_widths(tmp_path):

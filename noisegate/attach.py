@@ -16,6 +16,7 @@ import functools
 import math
 
 import torch
+from speechbrain.utils.logger import get_logger
 from torch.func import functional_call
 
 from noisegate.cost import CostModel
@@ -34,6 +35,9 @@ from noisegate.leaves import (
 )
 from noisegate.verify import fix_inexact
 
+logger = get_logger(__name__)
+
+_DB = 200  # greater than the range of what a filterbank returns
 _STATISTICS_MOMENTUM = 0.05
 _STATISTICS_POSITIONS = 4096  # of each step that update the statistics
 
@@ -565,6 +569,13 @@ class Gates:
                 where = f"layers: '{pattern}', " if pattern else ""
                 raise ValueError(f"{where}'{group.name}': {error}") from error
             self._attach(group, made)
+        if FEATURES in self.gates and features.compute_fbanks.top_db < _DB:
+            logger.warning(
+                "The filterbank clips each mel band relative to the loudest "
+                f"one (top_db {features.compute_fbanks.top_db}), which may be "
+                "cut: the cut model then differs where that happens. Set "
+                "compute_fbanks.top_db to 300"
+            )
         if self.gates:
             model.register_forward_pre_hook(self._refresh)
 

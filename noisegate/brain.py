@@ -21,12 +21,7 @@ from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
-from noisegate.compact import (
-    compact,
-    constructor,
-    final_sizes,
-    save_compact,
-)
+from noisegate.compact import compact, constructor, final_sizes, save_compact
 from noisegate.groups import FEATURES
 
 logger = get_logger(__name__)
@@ -305,9 +300,10 @@ class GatedBrain(sb.Brain):
             budget = self.complexity_loss.budget
             if budget is not None and before > _MISSED * budget:
                 logger.warning(
-                    f"The widths had not come down to the budget of {budget:.4g} "
-                    f"but to {before:.4g}; the rest was cut at once. More steps "
-                    "before freeze_epoch help, or faster gates (gate_opt_class)"
+                    "The widths had not come down to the budget of "
+                    f"{budget:.4g} but to {before:.4g}; the rest was cut at "
+                    "once. More steps before freeze_epoch help, or faster "
+                    "gates (gate_opt_class)"
                 )
             logger.info(f"Widths are final: {widths}, {macs} MACs per second")
 

@@ -64,9 +64,9 @@ def describe(gates):
     Returns
     -------
     str
-        A line for each group with its kind and channels, the smallest width, the step
-        of its widths, the MACs per second of audio that depend on it, and
-        where it is read or why it has no gate; below the totals.
+        A line for each group with its kind and channels, the smallest width,
+        the step of its widths, the MACs per second of audio that depend on
+        it, and where it is read or why it has no gate; below the totals.
 
     Example
     -------

@@ -107,8 +107,8 @@ class Group:
         "features": the mel bands. "ffn": inside a feed-forward block of a
         Transformer or Conformer. "rnn": units of a recurrent layer. "heads":
         dimensions of attention heads. "residual": several layers make the
-        channels, their outputs are added. "conv", "linear", "attention": made
-        by one layer of that kind.
+        channels, their outputs are added or multiplied. "conv", "linear",
+        "attention": made by one layer of that kind.
     """
 
     name: str

@@ -564,3 +564,17 @@ def test_wrong_selections_name_the_pattern(layers, message):
     """And what is wrong with it."""
     with pytest.raises(ValueError, match=message):
         small_transformer(layers=layers)
+
+
+@pytest.mark.parametrize("top_db, warned", [(80.0, True), (300.0, False)])
+def test_clipping_of_gated_bands_is_a_warning(top_db, warned, caplog):
+    """Because the loudest band may be cut."""
+    net = Sequential(input_shape=[None, None, 20])
+    net.append(Linear, n_neurons=4, layer_name="hidden")
+    net.append(Linear, n_neurons=1, layer_name="out")
+    features = sb.lobes.features.Fbank(n_mels=20)
+    features.compute_fbanks.top_db = top_db
+    Gates(net, features=features, layers=["hidden"])
+    assert "top_db" not in caplog.text
+    Gates(net, features=features)
+    assert ("top_db 80.0" in caplog.text) == warned

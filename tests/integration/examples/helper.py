@@ -129,9 +129,7 @@ def check(name, brain_class, items, device, limit, budget):
     )
     assert dense.last_loss < limit
     assert difference == 0
-    gated, difference = overfit(
-        name, brain_class, items, device, budget=budget
-    )
+    gated, difference = overfit(name, brain_class, items, device, budget=budget)
     assert gated.last_loss < limit
     assert difference < 1e-5
     n_small, n_dense = (

@@ -396,9 +396,10 @@ class GatedBrain(sb.Brain):
         for name, module in self.modules.items():
             modules[name] = copy.deepcopy(module).cpu()
             part = self._cut.get(name)
-            if part == "features":
-                continue  # its constructor takes any size
-            sizes = final_sizes(self.gates, module) if part else {}
+            if part == "features" and FEATURES in self.gates.gates:
+                continue  # its constructor takes any number of bands
+            is_model = part == "model"
+            sizes = final_sizes(self.gates, module) if is_model else {}
             built = constructor(hparams_file, name, overrides)
             originals[name] = built, sizes
         values = {"widths": self.gates.integer_widths(), **values}

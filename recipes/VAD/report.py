@@ -35,7 +35,12 @@ METHODS = {
     "stochastic": "stochastic gates",
     "small": "small dense",
 }
-NAMES = {"crnn": "CRNN", "transformer": "Transformer"}
+NAMES = {
+    "crnn": "CRNN",
+    "transformer": "Transformer",
+    "crdnn": "CRDNN (LibriParty)",
+    "conformer": "Conformer",
+}
 
 
 def load_results(folder):
@@ -52,7 +57,8 @@ def load_results(folder):
         Results by (model, method, budget), one per seed.
     """
     rows = defaultdict(list)
-    pattern = r"(crnn|transformer)_(dense|gated|stochastic|small)_?([\d.]*)_\d+"
+    names, methods = "|".join(NAMES), "|".join(METHODS)
+    pattern = rf"({names})_({methods})_?([\d.]*)_\d+"
     for path in sorted(folder.glob("*.json")):
         match = re.fullmatch(pattern, path.stem)
         if match:

@@ -24,6 +24,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 MODELS = ("crnn", "transformer")
+SWAPPED = ("crdnn", "conformer")  # models of SpeechBrain, dense and gated
 SEEDS = (1986, 1987, 1988)
 BUDGETS = (0.25, 0.5, 0.125)
 # Where all seeds are run, and not the first one only
@@ -80,6 +81,14 @@ def cells():
                     f"{model}_small",
                     [f"--seed={seed}", *NARROW[model, budget]],
                 )
+    for seed in SEEDS:
+        for model in SWAPPED:
+            yield f"{model}_dense_{seed}", model, [f"--seed={seed}"]
+            yield (
+                f"{model}_gated_0.25_{seed}",
+                f"{model}_gated",
+                [f"--seed={seed}", "--budget=0.25"],
+            )
 
 
 def run_cell(arguments, name, hparams, overrides, stop):

@@ -17,9 +17,9 @@ RESULTS = RECIPE / "results" / "barista_esc10"
 
 
 def test_cells_are_unique_and_complete():
-    """Three seeds at 0.25, one elsewhere, four methods, two models."""
+    """Four methods for two models, dense and gated for two others."""
     names = [name for name, _, _ in run_table.cells()]
-    assert len(names) == len(set(names)) == 36
+    assert len(names) == len(set(names)) == 48
     for _, hparams, _ in run_table.cells():
         assert (RECIPE / "hparams" / f"{hparams}.yaml").exists()
 

@@ -11,7 +11,7 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain.inference.interfaces import Pretrained
 
 from noisegate.attach import Gates
-from noisegate.compact import compact, save_compact
+from noisegate.compact import compact, final_sizes, save_compact, shrink
 from noisegate.cost import ComplexityLoss
 from noisegate.layers import GatedConv1d, GatedFbank
 from tests.unittests import models
@@ -396,3 +396,28 @@ def test_the_cut_model_can_be_trained():
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None, key
         assert torch.isfinite(parameter.grad).all(), key
+
+
+@pytest.mark.parametrize(
+    "normalized",
+    [
+        torch.nn.utils.spectral_norm,
+        torch.nn.utils.weight_norm,
+        torch.nn.utils.parametrizations.spectral_norm,
+        torch.nn.utils.parametrizations.weight_norm,
+    ],
+)
+def test_weights_of_folded_layers_load(normalized):
+    """Into a fresh model that was cut to the same sizes."""
+
+    def build():
+        hidden = normalized(torch.nn.Linear(5, 8))
+        return torch.nn.Sequential(hidden, torch.nn.Linear(8, 2)).eval()
+
+    gates = Gates(build(), example=[torch.randn(3, 5)])
+    gates.freeze({"0": 3})
+    small, _ = compact(gates)
+    loaded = shrink(build(), final_sizes(gates, small))
+    loaded.load_state_dict(small.state_dict())
+    x = torch.randn(4, 5)
+    assert torch.equal(loaded(x), small(x))

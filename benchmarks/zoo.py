@@ -45,7 +45,7 @@ RESULTS = Path(__file__).parent / "results" / "zoo.json"
 LIMIT_S = 900  # of a model, without the parts that follow
 LIMIT_PART_S = 200  # of export, of torch-pruning and so on
 TOLERANCE = 1e-5  # of float32, relative to the greatest output
-STEP_S = 0.1  # the batch grows until a plain training step takes as long
+STEP_S = 0.3  # the batch grows until a plain training step takes as long
 ROUNDS = 9
 # Where the measurement itself cannot say why
 NOTES = {

@@ -36,6 +36,7 @@ from noisegate.verify import fix_inexact
 
 _STATISTICS_MOMENTUM = 0.05
 _STATISTICS_STRIDE = 4  # frames between those that update the statistics
+_STATISTICS_ROWS = 4096  # about as many vectors are enough for a variance
 
 
 def spread_ranks(size):
@@ -136,19 +137,16 @@ class Tap(torch.nn.Module):
         torch.Tensor
             The same with the gate applied.
         """
-        if self.where is None:
-            return self._mix(x)
-        if self.gate.mask is None and not self.training:
-            return x
-        part = x.index_select(self.dim, self.where)
-        mixed = self._mix(part)
-        if mixed is part:
-            return x
-        return x.index_copy(self.dim, self.where, mixed)
-
-    def _mix(self, x):
         if self.training and self.gate.frozen is None:
             self._update_statistics(x)
+        if self.gate.mask is None:
+            return x
+        if self.where is None:
+            return self._mix(x)
+        part = x.index_select(self.dim, self.where)
+        return x.index_copy(self.dim, self.where, self._mix(part))
+
+    def _mix(self, x):
         return self.gate.mix(x, self.variance.sqrt(), self.dim, self.index)
 
     @torch.no_grad()
@@ -156,6 +154,15 @@ class Tap(torch.nn.Module):
         rows = x.detach().movedim(self.dim, -1)
         if rows.dim() > 2 and rows.shape[1] > 8 * _STATISTICS_STRIDE:
             rows = rows[:, ::_STATISTICS_STRIDE]
+        for axis, size in enumerate(rows.shape[:-1]):
+            # Of small layers statistics would cost as much as the layer
+            n_rows = rows.numel() // rows.shape[-1]
+            step = min(n_rows // _STATISTICS_ROWS, size // 8)
+            if step > 1:
+                chosen = [slice(None)] * axis + [slice(None, None, step)]
+                rows = rows[tuple(chosen)]
+        if self.where is not None:
+            rows = rows.index_select(-1, self.where)
         rows = rows.float().flatten(0, -2)
         variance = rows.var(0, unbiased=False)
         if self.index is not None:

@@ -352,12 +352,12 @@ def _():
 @entry("AASIST (noisegate)")
 def _():
     model = AASIST(channels=[32, 32, 64, 64, 64, 64], graph_sizes=[64, 32])
-    return model, torch.rand(2, 8000)
+    return model, torch.rand(2, 3000)
 
 
 @entry("AASIST-L (noisegate)")
 def _():
-    return AASIST(), torch.rand(2, 8000)
+    return AASIST(), torch.rand(2, 3000)
 
 
 @entry("RawNet2")

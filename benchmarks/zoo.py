@@ -383,7 +383,7 @@ def _cells(name, result):
             f"{rival['ours_exact']} / {rival['ours']}" if rival["ours"] else "-"
         )
     if "groups" not in result:
-        return [name, "0", *["-"] * 7, *theirs]
+        return [name, "0", *["-"] * 8, *theirs]
     exact = result["exactness"]
     if "failed" in exact:
         exact = None

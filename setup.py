@@ -49,6 +49,13 @@ setup(
         ],
         # What recipes compare with
         "rivals": ["torch-pruning==1.6.*"],
+        # benchmarks/zoo.py; without them its column on ONNX is left out
+        "benchmarks": [
+            "torch-pruning==1.6.*",
+            "onnx",
+            "onnxruntime",
+            "onnxscript",
+        ],
         "docs": ["mkdocs"],
     },
 )

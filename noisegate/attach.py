@@ -39,7 +39,7 @@ logger = get_logger(__name__)
 
 _DB = 200  # greater than the range of what a filterbank returns
 _STATISTICS_MOMENTUM = 0.05
-_STATISTICS_POSITIONS = 4096  # of each step that update the statistics
+_STATISTICS_ROWS = 4096  # about as many vectors are enough for a variance
 
 
 def spread_ranks(size):
@@ -140,27 +140,30 @@ class Tap(torch.nn.Module):
         torch.Tensor
             The same with the gate applied.
         """
-        if self.where is None:
-            return self._mix(x)
-        if self.gate.mask is None and not self.training:
-            return x
-        part = x.index_select(self.dim, self.where)
-        mixed = self._mix(part)
-        if mixed is part:
-            return x
-        return x.index_copy(self.dim, self.where, mixed)
-
-    def _mix(self, x):
         if self.training and self.gate.frozen is None:
             self._update_statistics(x)
+        if self.gate.mask is None:
+            return x
+        if self.where is None:
+            return self._mix(x)
+        part = x.index_select(self.dim, self.where)
+        return x.index_copy(self.dim, self.where, self._mix(part))
+
+    def _mix(self, x):
         return self.gate.mix(x, self.variance.sqrt(), self.dim, self.index)
 
     @torch.no_grad()
     def _update_statistics(self, x):
         rows = x.detach().movedim(self.dim, -1)
-        if rows.dim() > 2:  # fewer frames are enough, and much faster
-            n_positions = rows.numel() // rows.shape[-1]
-            rows = rows[:, :: max(1, n_positions // _STATISTICS_POSITIONS)]
+        for axis, size in enumerate(rows.shape[:-1]):
+            # Of small layers statistics would cost as much as the layer
+            n_rows = rows.numel() // rows.shape[-1]
+            step = min(n_rows // _STATISTICS_ROWS, size // 8)
+            if step > 1:
+                chosen = [slice(None)] * axis + [slice(None, None, step)]
+                rows = rows[tuple(chosen)]
+        if self.where is not None:
+            rows = rows.index_select(-1, self.where)
         rows = rows.float().flatten(0, -2)
         # A tenth of the time of torch.var
         variance = (rows - rows.mean(0)).square().mean(0)

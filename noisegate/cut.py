@@ -11,6 +11,9 @@ import torch
 from speechbrain.lobes.models import resepformer
 from speechbrain.nnet import RNN
 from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import (
+    SpectralNormLoadStateDictPreHook as _SpectralNormLoading,
+)
 
 from noisegate.leaves import (
     ATTENTION,
@@ -144,6 +147,11 @@ def fold(model):
                 remove(module)
             except ValueError:  # has none
                 pass
+        hooks = module._load_state_dict_pre_hooks
+        for key, hook in list(hooks.items()):
+            # torch 2.11 leaves it, and it asks for what was folded
+            if isinstance(getattr(hook, "hook", hook), _SpectralNormLoading):
+                del hooks[key]
         if parametrize.is_parametrized(module):
             # Copies of a layer share its class, from which torch would
             # delete the parametrized tensor

@@ -16,7 +16,7 @@ from speechbrain.nnet.linear import Linear
 from speechbrain.nnet.RNN import GRU
 
 from noisegate.attach import Gates
-from noisegate.compact import compact, save_compact
+from noisegate.compact import compact, final_sizes, save_compact, shrink
 from noisegate.cost import ComplexityLoss
 from noisegate.layers import GatedConv1d, GatedFbank
 from tests.unittests import models
@@ -443,3 +443,28 @@ def test_settings_that_a_class_forgets_are_an_error(tmp_path):
     text = (tmp_path / "compact" / "hyperparams.yaml").read_text()
     x = torch.randn(2, 5, 4)
     assert torch.equal(load_hyperpyyaml(text)["softmax"](x), net.softmax(x))
+
+
+@pytest.mark.parametrize(
+    "normalized",
+    [
+        torch.nn.utils.spectral_norm,
+        torch.nn.utils.weight_norm,
+        torch.nn.utils.parametrizations.spectral_norm,
+        torch.nn.utils.parametrizations.weight_norm,
+    ],
+)
+def test_weights_of_folded_layers_load(normalized):
+    """Into a fresh model that was cut to the same sizes."""
+
+    def build():
+        hidden = normalized(torch.nn.Linear(5, 8))
+        return torch.nn.Sequential(hidden, torch.nn.Linear(8, 2)).eval()
+
+    gates = Gates(build(), example=[torch.randn(3, 5)])
+    gates.freeze({"0": 3})
+    small, _ = compact(gates)
+    loaded = shrink(build(), final_sizes(gates, small))
+    loaded.load_state_dict(small.state_dict())
+    x = torch.randn(4, 5)
+    assert torch.equal(loaded(x), small(x))

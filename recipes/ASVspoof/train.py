@@ -36,7 +36,6 @@ from speechbrain.utils.logger import get_logger
 
 from noisegate import __version__
 from noisegate.brain import GatedBrain
-from noisegate.compact import constructor, final_sizes, save_compact
 from noisegate.metrics import asv_errors
 
 logger = get_logger(__name__)
@@ -248,27 +247,20 @@ def load_asv_errors(hparams, split):
     return errors
 
 
-def write_results(brain, hparams, original, valid, test, intervals):
+def write_results(brain, hparams, overrides, valid, test, intervals):
     """Saves the compacted model and the figures of the run."""
     widths = brain.gates.integer_widths()
     cost = brain.gates.cost
     folder = hparams["output_folder"]
     compact_folder = os.path.join(folder, "compact")
     if not os.path.exists(compact_folder):
-        save_compact(
+        brain.save_compact(
+            sys.argv[1],
+            overrides,
             compact_folder,
-            {key: brain.modules[key].cpu() for key in hparams["modules"]},
-            header="Compacted anti-spoofing model, see noisegate",
-            originals={
-                "model": (
-                    original,
-                    final_sizes(brain.gates, brain.modules["model"]),
-                )
-            },
             sample_rate=hparams["sample_rate"],
             calibration_scale=valid["calibration_scale"],
             calibration_offset=valid["calibration_offset"],
-            widths=widths,
         )
     git = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
@@ -414,7 +406,7 @@ if __name__ == "__main__":
         write_results(
             brain,
             hparams,
-            constructor(hparams_file, "model", overrides),
+            overrides,
             stats["valid"],
             stats["test"],
             test_intervals,

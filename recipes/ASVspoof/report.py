@@ -373,10 +373,7 @@ if __name__ == "__main__":
     plot_tradeoff(found, args.folder / "tradeoff.png")
     plot_det(found, args.folder, args.folder / "det.png")
     if args.readme:
-        fill_readme(
-            args.readme,
-            results=table,
-            models=results_table(models, timed) if models else "",
-            attacks=by_attack,
-            published=published_table(),
-        )
+        blocks = {"results": table, "attacks": by_attack}
+        if models:
+            blocks["models"] = results_table(models, timed)
+        fill_readme(args.readme, **blocks, published=published_table())

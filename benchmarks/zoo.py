@@ -499,7 +499,8 @@ def summary(results):
     plain = count(lambda r: r["onnx"].get("plain_exports") is False)
     whole = sum(r["ours"] > 0 and r["ours_exact"] == r["ours"] for r in built)
     return [
-        f"- {len(results)} models, {len(gated)} gated ({groups} groups); all "
+        f"- {len(results)} of {len(ZOO)} models measured so far, "
+        f"{len(gated)} gated ({groups} groups); all "
         f"groups exact on {count(lambda r: r['exactness'].get('exact'))}.",
         f"- {count(lambda r: r['gateable'] >= 0.7)} models with at least 70 % "
         "of their MACs gateable.",

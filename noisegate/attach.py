@@ -553,12 +553,14 @@ class Gates:
                 "Gates needs one of features or input_shape or example"
             )
         with torch.no_grad():
-            inputs = example if features is None else [features(example[0])]
-            inputs = not_silent(_shortened(model, inputs))
+            whole = example if features is None else [features(example[0])]
+            inputs = not_silent(_shortened(model, whole))
         self.groups = find_groups(model, features, inputs)
         if layers is None or layers:
             fix_inexact(model, self.groups, inputs, attach)
         self.cost = CostModel(model, self.groups, example, segment_s, features)
+        if layers is None or layers:
+            self.cost.fit_products(model, self.groups, whole)
         self.reorders = reorder
         self.gates = {}
         self._taps = []

@@ -13,13 +13,16 @@ Authors
  * The noisegate developers, 2026
 """
 
+import copy
 import math
 
 import torch
 from speechbrain.nnet.attention import RelPosMHAXL, RoPEMHA
+from speechbrain.utils.logger import get_logger
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from noisegate.cut import copy_of, cut, kept_features
 from noisegate.leaves import (
     ATTENTION,
     CELLS,
@@ -35,6 +38,8 @@ from noisegate.leaves import (
     scale_and_shift,
 )
 from noisegate.probe import tensors
+
+logger = get_logger(__name__)
 
 PRODUCTS = "products between the layers"
 
@@ -314,28 +319,6 @@ def tensor_cost(tensor, n_in, n_out, calls):
     return 0, n_in * calls["others"], 0
 
 
-def product_cost(layer, n_in, n_out, calls):
-    """Cost of products between the layers, taken to be constant.
-
-    Arguments
-    ---------
-    layer : None
-        There is none.
-    n_in : int
-        Not used.
-    n_out : int
-        Not used.
-    calls : dict
-        "macs": what was counted.
-
-    Returns
-    -------
-    tuple
-        MACs, no parameters and activations.
-    """
-    return calls["macs"], 0, 0
-
-
 def fbank_cost(features, n_in, n_out, calls):
     """Cost of a mel filterbank: spectrum times filter matrix.
 
@@ -417,6 +400,19 @@ def _record_attention(layer, args):
     return recorded
 
 
+def _count_cut(model, groups, widths, inputs):
+    """The MACs of a model that is cut to some widths."""
+    keep = {name: torch.arange(width) for name, width in widths.items()}
+    small = cut(copy_of(model).eval(), kept_features(groups, keep))
+    inputs = copy.deepcopy(inputs)
+    if FEATURES in keep:
+        kept = keep[FEATURES].to(inputs[0].device)
+        inputs[0] = inputs[0].index_select(-1, kept)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return count_macs(small, inputs)
+
+
 class CostModel:
     """MACs, parameters and activations as functions of the widths.
 
@@ -451,6 +447,9 @@ class CostModel:
                 place = ports.setdefault((port.layer, port.role), [])
                 place.append((group.name, n_each))
         self._layers = []  # (path, layer, formula, in, out, calls)
+        # MACs of products between the layers: at full width, and how many
+        # fewer each missing channel of a group makes them
+        self._products, self._per_missing = 0, {}
         calls = self._run(model, example, features)
         counted = calls.pop(PRODUCTS)
         if features is not None:
@@ -499,15 +498,7 @@ class CostModel:
                     others,
                 )
             )
-        own = sum(
-            cost[0] for path, cost in self._by_layer() if path != FEATURES
-        )
-        if counted > own:
-            macs = {"macs": counted - own}
-            none = 0, []
-            self._layers.append(
-                (PRODUCTS, None, product_cost, none, none, macs)
-            )
+        self._products = counted - self._model_macs()
         self._full_macs = self.macs()  # asked for at every step
 
     @staticmethod
@@ -571,6 +562,76 @@ class CostModel:
             if "heads" in calls:
                 calls = {**calls, "heads": resolve(calls["heads"])}
             yield path, formula(layer, resolve(read), resolve(made), calls)
+        if self._products or self._per_missing:
+            macs = self._products
+            for name, fewer in self._per_missing.items():
+                macs = macs - fewer * (self.sizes[name] - widths[name])
+            yield PRODUCTS, (macs, 0, 0)
+
+    def _model_macs(self, widths=None):
+        """MACs without those of the front-end."""
+        return sum(
+            cost[0] for path, cost in self._by_layer(widths) if path != FEATURES
+        )
+
+    def fit_products(self, model, groups, inputs):
+        """Finds out how products between the layers depend on the widths.
+
+        Such as sums over nodes or frames that are weighted by attention which
+        no layer computes. Copies of the model are cut and counted. Channels
+        that meet in a product are not gated, so that its MACs are linear in
+        each width and no two widths multiply. If that does not explain what
+        is counted, a warning is logged.
+
+        Arguments
+        ---------
+        model : torch.nn.Module
+            The model at full width, without gates.
+        groups : list of noisegate.groups.Group
+            Its channel groups; those that are not fixed can be cut.
+        inputs : list
+            Arguments of the model for the duration that costs refer to.
+        """
+        groups = [group for group in groups if group.fixed is None]
+
+        def share(factor):
+            return {
+                group.name: step * max(least, int(factor * group.size) // step)
+                for group in groups
+                for step in [group.granularity]
+                for least in [-(-group.min_width // step)]
+            }
+
+        def unexplained(widths):
+            counted = _count_cut(model, groups, widths, inputs)
+            return self._model_macs(widths) - counted
+
+        def dependent(names):
+            """Those of some groups that change the products."""
+            if not unexplained({name: half[name] for name in names}):
+                return []
+            if len(names) == 1:
+                return names
+            middle = len(names) // 2
+            return dependent(names[:middle]) + dependent(names[middle:])
+
+        half, other = share(0.5), share(0.35)
+        if not groups or not unexplained(other):
+            return
+        for name in dependent(list(half)):
+            macs = unexplained({name: half[name]})
+            missing = self.sizes[name] - half[name]
+            exact = macs % missing == 0
+            self._per_missing[name] = (
+                macs // missing if exact else macs / missing
+            )
+        if difference := unexplained(other):
+            logger.warning(
+                f"{type(model).__name__} multiplies features between its "
+                f"layers in a way that the cost model does not know: of a cut "
+                f"model it says {self._model_macs(other)} MACs, which is "
+                f"{difference} too many"
+            )
 
     def _total(self, which, widths):
         return sum(cost[which] for _, cost in self._by_layer(widths))

@@ -12,15 +12,11 @@ Authors
 import copy
 
 import torch
-from speechbrain.utils.logger import get_logger
 
-from noisegate.cost import CostModel, count_macs
 from noisegate.cut import copy_of, cut, kept_features
 from noisegate.gate import NoiseGate
 from noisegate.leaves import FEATURES
 from noisegate.probe import tensors
-
-logger = get_logger(__name__)
 
 _TOLERANCE = 2e-5  # of float32 sums over some layers, relative to the output
 _MAX_NOISE = 1e-3  # of models that draw random numbers in evaluation
@@ -51,7 +47,6 @@ def fix_inexact(model, groups, inputs, attach):
     """
     trial = _Trial(model, inputs, attach)
     _fix(trial, [group for group in groups if group.fixed is None])
-    trial.check_cost(groups)
 
 
 def _fix(trial, free):
@@ -166,22 +161,6 @@ class _Trial:
         inputs = list(self.inputs)
         if FEATURES in keep:
             inputs[0] = inputs[0].index_select(-1, keep[FEATURES])
-        self.last = small, inputs, {k: len(v) for k, v in keep.items()}
         return self._difference(
             self._run(masked, self.inputs), self._run(small, inputs)
         )
-
-    def check_cost(self, groups):
-        """Says so if the cost of the model that was cut last is not exact."""
-        small, inputs, widths = self.last
-        inputs = copy.deepcopy(inputs)
-        with torch.random.fork_rng():
-            counted = count_macs(small, inputs)
-            cost = CostModel(self.model, groups, self.inputs, 1.0)
-        if counted != cost.macs(widths):
-            logger.warning(
-                f"{type(self.model).__name__} multiplies features between its "
-                f"layers: of {counted} MACs of a cut model the cost model "
-                f"says {cost.macs(widths)}, because it takes these products "
-                "for constant"
-            )

@@ -457,3 +457,59 @@ def test_normalizations_of_fixed_groups_count_their_parameters():
     gates = Gates(net, input_shape=[1, 10, 8], layers=[])
     assert gates.cost.params() == n_parameters(net)
     assert gates.cost.activations() == 10 * (12 + 12 + 1)
+
+
+class Products(torch.nn.Module):
+    """Attention by hand: two weighted sums over the frames."""
+
+    def __init__(self):
+        super().__init__()
+        self.score = torch.nn.Linear(6, 1)
+        self.one, self.two = torch.nn.Linear(6, 8), torch.nn.Linear(6, 16)
+        self.out = torch.nn.Linear(24, 2)
+
+    def forward(self, x):
+        """Maps (1, 20 frames, 6) to (1, 20 frames, 2)."""
+        score = self.score(x)
+        weights = (score - score.mT).softmax(-1)
+        sums = [weights @ self.one(x), weights @ self.two(x).relu()]
+        return self.out(torch.cat(sums, dim=-1))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_products_between_the_layers(seed):
+    """Their MACs follow the widths, and have gradients."""
+    torch.manual_seed(0)
+    x = torch.rand(1, 20, 6)
+    gates = Gates(Products(), example=[x])
+    assert gates.names == ["one", "two"]
+    full = gates.cost.macs()
+    assert full == count_macs(gates.model.eval(), x)
+    widths = models.random_widths(gates, seed)
+    gates.freeze(widths)
+    assert gates.cost.macs(widths) == count_macs(compact(gates)[0], x)
+    assert type(gates.cost.macs(widths)) is int
+    width = torch.tensor(8.0, requires_grad=True)
+    total = gates.cost.macs({"one": width})
+    assert float(total) == full
+    total.backward()
+    # A channel is made, summed over the frames for each frame, and read
+    assert float(width.grad) == 20 * (6 + 20 + 2)
+
+
+class Unlike(Products):
+    """What it multiplies jumps with the width."""
+
+    def forward(self, x):
+        """Maps (1, 20 frames, 6) to (1, 20 frames, 2)."""
+        if self.one.out_features > 3:
+            self.one(x).mT @ self.one(x)
+        return super().forward(x)
+
+
+def test_products_that_are_not_explained_are_said(caplog):
+    """No straight line: the cost cannot be exact."""
+    torch.manual_seed(0)
+    with caplog.at_level("WARNING"):
+        Gates(Unlike(), example=[torch.rand(1, 20, 6)])
+    assert "in a way that the cost model does not know" in caplog.text

@@ -235,9 +235,13 @@ def larger(inputs, times):
 
 
 def task_loss(model, inputs):
-    """Mean square of the outputs."""
+    """Mean square of the outputs, without infinite ones (of masks)."""
     outputs = tensors(model(*copy.deepcopy(inputs)))
-    return sum(x.square().mean() for x in outputs if x.requires_grad)
+    return sum(
+        x.masked_fill(x.isinf(), 0.0).square().mean()
+        for x in outputs
+        if x.requires_grad
+    )
 
 
 def training(gates, inputs):
@@ -312,6 +316,7 @@ def step_times(plain, gates, inputs):
         if seconds >= STEP_S or times >= 1024:
             break
         times *= 2 ** max(1, min(4, int(math.log2(STEP_S / seconds))))
+        times = min(times, 1024)
     gated = stepper(gates.model, batch, gates)
     gated()
     pairs = []

@@ -166,7 +166,8 @@ def n_read(layer):
         "num_parameters",
     ):
         if hasattr(layer, attribute):
-            return getattr(layer, attribute)
+            # SpeechBrain's QuasiRNN makes it with a tensor
+            return int(getattr(layer, attribute))
     raise TypeError(f"{type(layer)} reads no features")
 
 

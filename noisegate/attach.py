@@ -21,7 +21,13 @@ from torch.func import functional_call
 
 from noisegate.cost import CostModel
 from noisegate.gate import NoiseGate, bounded_sqrt
-from noisegate.groups import FRAMES, SAMPLES, find_groups, not_silent
+from noisegate.groups import (
+    FRAMES,
+    SAMPLES,
+    find_groups,
+    not_silent,
+    unknown_layers,
+)
 from noisegate.leaves import (
     ATTENTION,
     CELLS,
@@ -556,6 +562,7 @@ class Gates:
             whole = example if features is None else [features(example[0])]
             inputs = not_silent(_shortened(model, whole))
         self.groups = find_groups(model, features, inputs)
+        self.unknown = unknown_layers(model, self.groups)
         if layers is None or layers:
             fix_inexact(model, self.groups, inputs, attach)
         self.cost = CostModel(model, self.groups, example, segment_s, features)
@@ -604,9 +611,13 @@ class Gates:
                 reasons = "; ".join(
                     f"{group.name}: {group.fixed}" for group in self.groups
                 )
+                unknown = "".join(
+                    f"; {path}: {name} is no layer that noisegate knows"
+                    for path, name in self.unknown.items()
+                )
                 raise ValueError(
                     "no group of channels of the model can be gated. "
-                    f"Reasons: {reasons}"
+                    f"Reasons: {reasons}{unknown}"
                 )
             return [(group, None, {}) for group in wanted or free]
         if not isinstance(layers, dict):

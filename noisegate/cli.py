@@ -66,7 +66,8 @@ def describe(gates):
     str
         A line for each group with its kind and channels, the smallest width,
         the step of its widths, the MACs per second of audio that depend on
-        it, and where it is read or why it has no gate; below the totals.
+        it, and where it is read or why it has no gate; below the totals and
+        layers with weights that are not known to noisegate.
 
     Example
     -------
@@ -136,6 +137,9 @@ def describe(gates):
         f"parameters {cost.params()}, at the smallest widths "
         f"{cost.params(least)}",
     ]
+    if gates.unknown:
+        layers = (f"{path} ({name})" for path, name in gates.unknown.items())
+        lines.append(f"layers that are not known: {', '.join(layers)}")
     return "\n".join(lines)
 
 

@@ -32,6 +32,7 @@ from noisegate.leaves import (
     FEATURES,
     RECURRENT,
     TRANSPOSED,
+    find_leaves,
     n_read,
     out_index,
 )
@@ -192,6 +193,44 @@ def find_groups(model, features=None, example=None):
                         "deltas or context windows follow the filterbank"
                     )
     return groups
+
+
+def unknown_layers(model, groups):
+    """Returns the layers with weights that noisegate does not know.
+
+    They stay as they are, as do the channels that they read and make.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        The model.
+    groups : list of Group
+        Its groups.
+
+    Returns
+    -------
+    dict of str to str
+        Name of the class by path.
+
+    Example
+    -------
+    >>> model = torch.nn.Sequential(torch.nn.Bilinear(3, 4, 5))
+    >>> unknown_layers(model, [])
+    {'0': 'Bilinear'}
+    """
+    known = {
+        id(parameter)
+        for layer in find_leaves(model).values()
+        for parameter in layer.parameters()
+    }
+    ports = {port.layer for group in groups for port in group.ports}
+    layers = {}
+    for path, parameter in model.named_parameters():
+        if parameter.dim() < 2 or id(parameter) in known or path in ports:
+            continue
+        path = path.rpartition(".")[0]
+        layers[path or "."] = type(model.get_submodule(path)).__name__
+    return layers
 
 
 def _kind(model, group):

@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
+from speechbrain.nnet.quaternion_networks.q_linear import QLinear
 
+from noisegate.attach import Gates
 from noisegate.cli import describe, load_gates, main
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -57,3 +60,16 @@ def test_errors_are_one_line(arguments, message, capsys, tmp_path, monkeypatch):
     assert stop.value.code == 1
     err = capsys.readouterr().err
     assert message in err and "Traceback" not in err
+
+
+def test_unknown_layers_are_named():
+    """In the table, and in the error if nothing can be gated."""
+    quaternions = QLinear(n_neurons=4, input_shape=[None, None, 8])
+    net = torch.nn.Sequential(
+        torch.nn.Linear(8, 8), torch.nn.Linear(8, 8), quaternions
+    )
+    table = describe(Gates(net, input_shape=[1, 9, 8]))
+    assert "layers that are not known: 2 (QLinear)" in table
+    assert "\n0 " in table
+    with pytest.raises(ValueError, match="QLinear is no layer that"):
+        Gates(quaternions, input_shape=[1, 9, 8])

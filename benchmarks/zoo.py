@@ -22,6 +22,7 @@ import logging
 import math
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import statistics
@@ -440,9 +441,17 @@ def remarks(name, result):
         yield NOTES[name]
     if "not_gated" in result:
         yield f"not gated: {result['not_gated']}"
+    by_reason = {}
     for group, reason in result.get("fixed", {}).items():
         if not reason.startswith(("the output of", "the input of")):
-            yield f"`{group}` keeps its width: {reason}"
+            # "layer.0 normalizes in groups", and layer.1 does too
+            reason = re.sub(r"^\S+ (?=normalizes|convolves)", "it ", reason)
+            by_reason.setdefault(reason, []).append(f"`{group}`")
+    for reason, groups in by_reason.items():
+        more = f" and {len(groups) - 3} more" if len(groups) > 3 else ""
+        keep = "keeps its width" if len(groups) == 1 else "keep their widths"
+        reason = re.sub("^it ", "the layer behind ", reason)
+        yield f"{', '.join(groups[:3])}{more} {keep}: {reason}"
     for part in ("exactness", "training", "step"):
         if "failed" in result.get(part, {}):
             yield f"{part}: {result[part]['failed']}"
@@ -504,9 +513,8 @@ def summary(results):
     plain = count(lambda r: r["onnx"].get("plain_exports") is False)
     whole = sum(r["ours"] > 0 and r["ours_exact"] == r["ours"] for r in built)
     return [
-        f"- {len(results)} of {len(ZOO)} models measured so far, "
-        f"{len(gated)} gated ({groups} groups); all "
-        f"groups exact on {count(lambda r: r['exactness'].get('exact'))}.",
+        f"- {len(results)} of {len(ZOO)} models measured, {len(gated)} gated "
+        f"({groups} groups); all groups exact on {count(lambda r: r['exactness'].get('exact'))}.",
         f"- {count(lambda r: r['gateable'] >= 0.7)} models with at least 70 % "
         "of their MACs gateable.",
         f"- MACs said = counted on {count(macs_agree)}; loaded again on "

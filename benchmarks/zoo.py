@@ -511,10 +511,11 @@ def summary(results):
     built = [r for r in rivals if "failed" not in r]
     exported = count(lambda r: r["onnx"].get("parity"))
     plain = count(lambda r: r["onnx"].get("plain_exports") is False)
+    exact = count(lambda r: r["exactness"].get("exact"))
     whole = sum(r["ours"] > 0 and r["ours_exact"] == r["ours"] for r in built)
     return [
         f"- {len(results)} of {len(ZOO)} models measured, {len(gated)} gated "
-        f"({groups} groups); all groups exact on {count(lambda r: r['exactness'].get('exact'))}.",
+        f"({groups} groups); all groups exact on {exact}.",
         f"- {count(lambda r: r['gateable'] >= 0.7)} models with at least 70 % "
         "of their MACs gateable.",
         f"- MACs said = counted on {count(macs_agree)}; loaded again on "

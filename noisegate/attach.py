@@ -198,6 +198,22 @@ class Tap(torch.nn.Module):
         torch.Tensor
             (channels,), comparable within one tap.
         """
+        return (self.weight_energy(layer) * self.variance).sqrt()
+
+    @torch.no_grad()
+    def weight_energy(self, layer):
+        """Returns the sum of the squared weights that read each channel.
+
+        Arguments
+        ---------
+        layer : torch.nn.Module
+            The layer behind the tap.
+
+        Returns
+        -------
+        torch.Tensor
+            (channels,)
+        """
         if isinstance(layer, RECURRENT):
             weights = [layer.weight_ih_l0]
             if layer.bidirectional:
@@ -217,7 +233,7 @@ class Tap(torch.nn.Module):
             energy = torch.zeros_like(self.variance).index_add(
                 0, self.index, energy
             )
-        return (energy * self.variance).sqrt()
+        return energy
 
 
 class _Plain(torch.nn.Module):
@@ -718,6 +734,19 @@ class Gates:
         """Brings gate parameters back into their bounds, after a step."""
         for gate in self.gates.values():
             gate.clamp()
+
+    def weight_energies(self):
+        """Returns the sums of the squared weights that read each channel.
+
+        Returns
+        -------
+        dict of str to torch.Tensor
+            (channels,) for each gate.
+        """
+        energies = {}
+        for name, tap, layer in self._taps:
+            energies[name] = energies.get(name, 0) + tap.weight_energy(layer)
+        return energies
 
     def reorder(self):
         """Ranks the channels of each group by how much they are used.

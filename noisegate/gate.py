@@ -209,6 +209,19 @@ class Gate(torch.nn.Module):
         else:
             self.mask = (self.order() < width).to(torch.float32)
 
+    def channel_weights(self):
+        """Returns the share (size,) of each channel that counts, or None.
+
+        Used where a layer combines channels without reading them one by one:
+        normalization statistics, recurrent and attention weights.
+
+        Returns
+        -------
+        torch.Tensor or None
+            Differentiable; None if all are 1.
+        """
+        return self.mask
+
     def tied_weights(self, n):
         """Returns the weights of n channels whose width follows this gate's.
 
@@ -340,16 +353,7 @@ class NoiseGate(Gate):
             self.edge = (edge, gate[edge], partial)
 
     def channel_weights(self):
-        """Returns the share (size,) of each channel that counts, or None.
-
-        Used where a layer combines channels without reading them one by one:
-        normalization statistics, recurrent and attention weights.
-
-        Returns
-        -------
-        torch.Tensor or None
-            Gates g, differentiable; None if all are 1.
-        """
+        """See the base class; those at the edge count by their gates g."""
         if self.mask is None or self.edge is None:
             return self.mask
         edge, gate, _ = self.edge
@@ -377,7 +381,69 @@ class NoiseGate(Gate):
         return y.index_add_(dim, edge, mixed)  # y is a new tensor, not x
 
 
-class StochasticGate(Gate):
+class _DrawnGate(Gate):
+    """One random gate per channel, with a location that is learned.
+
+    Subclasses say how gates are drawn and how probable it is that one is not
+    zero. Evaluation keeps the channels of highest location, as many as the
+    rounded width says, with factor 1.
+    """
+
+    def __init__(self, size, kappa_min, granularity, start):
+        super().__init__(size, kappa_min, granularity)
+        self.location = torch.nn.Parameter(torch.full((size,), start))
+
+    def _open(self, location):
+        """Probability that a gate is not zero."""
+        raise NotImplementedError
+
+    def _draw(self):
+        """Draws the gates (size,)."""
+        raise NotImplementedError
+
+    def width(self):
+        """Returns the expected number of non-zero gates."""
+        if self.frozen is not None:
+            return self.frozen + 0.0 * self.location.sum()
+        total = self._open(self.location).sum()
+        bounded = total.clamp(self.min_width, self.size)
+        return bounded.detach() + total - total.detach()
+
+    def order(self):
+        """Ranks the channels by descending location."""
+        if self.frozen is not None:
+            return self.rank
+        best_first = torch.argsort(
+            self.location.detach(), descending=True, stable=True
+        )
+        return torch.argsort(best_first)
+
+    def reorder(self, usefulness):
+        """Does nothing: these gates have an order of their own."""
+
+    @torch.no_grad()
+    def clamp(self):
+        """Keeps the gates where their probability still has a gradient."""
+        self.location.clamp_(-self.limit, self.limit)
+
+    @torch.no_grad()
+    def set_width(self, width):
+        """Shifts all locations so that the expected width is ``width``."""
+        low, high = -4 * self.limit, 4 * self.limit
+        for _ in range(50):
+            shift = (low + high) / 2
+            total = self._open(self.location + shift).sum()
+            low, high = (shift, high) if total < width else (low, shift)
+        self.location.add_(shift)
+
+    def refresh(self):
+        """Draws the gates of one forward pass; see the base class."""
+        if not self.training or self.frozen is not None:
+            return self._refresh_hard()
+        self.mask = self._draw()
+
+
+class StochasticGate(_DrawnGate):
     """Hard-concrete gates, one per channel (Louizos et al., 2018).
 
     The published rival of the noise gate. In training each channel is
@@ -386,9 +452,8 @@ class StochasticGate(Gate):
         z = clamp(s (zeta - gamma) + gamma, 0, 1),
         s = sigmoid((log u - log(1 - u) + log_alpha) / beta),  u ~ U(0, 1)
 
-    and the width is the expected number of non-zero z (their equation 12).
-    Evaluation keeps the channels of highest ``log_alpha``, as many as the
-    rounded width says, with factor 1.
+    with log_alpha the location, and the width is the expected number of
+    non-zero z (their equation 12).
 
     Arguments
     ---------
@@ -418,6 +483,8 @@ class StochasticGate(Gate):
     [[1.0, 1.0, 0.0, 0.0]]
     """
 
+    limit = 8.0
+
     def __init__(
         self,
         size,
@@ -428,7 +495,6 @@ class StochasticGate(Gate):
         gamma=-0.1,
         zeta=1.1,
     ):
-        super().__init__(size, kappa_min, granularity)
         if not 0 < open_init < 1:
             raise ValueError(f"open_init must be in (0, 1), got {open_init}")
         if not (gamma < 0 and zeta > 1 and beta > 0):
@@ -436,56 +502,118 @@ class StochasticGate(Gate):
                 "gamma < 0, zeta > 1 and beta > 0 are needed, got "
                 f"gamma={gamma}, zeta={zeta}, beta={beta}"
             )
+        offset = beta * math.log(-gamma / zeta)
+        start = math.log(open_init / (1 - open_init)) + offset
+        super().__init__(size, kappa_min, granularity, start)
         self.beta, self.gamma, self.zeta = beta, gamma, zeta
-        self.offset = beta * math.log(-gamma / zeta)
-        start = math.log(open_init / (1 - open_init)) + self.offset
-        self.log_alpha = torch.nn.Parameter(torch.full((size,), start))
+        self.offset = offset
+
+    def _open(self, location):
+        return torch.sigmoid(location - self.offset)
+
+    def _draw(self):
+        u = torch.rand_like(self.location).clamp(1e-6, 1 - 1e-6)
+        s = torch.sigmoid(
+            (torch.log(u) - torch.log1p(-u) + self.location) / self.beta
+        )
+        return (s * (self.zeta - self.gamma) + self.gamma).clamp(0, 1)
+
+
+class GaussianGate(_DrawnGate):
+    """STG: Gaussian gates, one per channel (Yamada et al., 2020).
+
+    In training each channel is multiplied by
+
+        z = clamp(mu + sigma n, 0, 1),  n ~ N(0, 1)
+
+    with mu the location, and the width is the expected number of non-zero z,
+    the sum of Phi(mu / sigma) (their equation 6; "Feature selection using
+    stochastic gates", ICML 2020).
+
+    Arguments
+    ---------
+    size : int
+        Number of channels N of the group.
+    kappa_min : float
+        Smallest relative width, in (0, 1].
+    granularity : int
+        Integer widths are multiples of this.
+    sigma : float
+        Standard deviation of the noise, above 0.
+    mu_init : float
+        Location at the beginning. Theirs is 0.5, which closes 16 % of the
+        channels; here all are open at first, as in the other gates.
+
+    Example
+    -------
+    >>> gate = GaussianGate(size=4, mu_init=0.5)
+    >>> round(float(gate.width()), 2)
+    3.37
+    """
+
+    limit = 2.0
+
+    def __init__(
+        self, size, kappa_min=0.0625, granularity=1, sigma=0.5, mu_init=1.5
+    ):
+        super().__init__(size, kappa_min, granularity, mu_init)
+        if sigma <= 0:
+            raise ValueError(f"sigma must be above 0, got {sigma}")
+        self.sigma = sigma
+
+    def _open(self, location):
+        return torch.special.ndtr(location / self.sigma)
+
+    def _draw(self):
+        noise = self.sigma * torch.randn_like(self.location)
+        return (self.location + noise).clamp(0, 1)
+
+
+class HardGate(Gate):
+    """Open or closed, by decisions that are made elsewhere (pruning).
+
+    There is nothing to learn: :meth:`set_width` and ``rank`` say which
+    channels are zero, in training and evaluation alike.
+
+    Arguments
+    ---------
+    size : int
+        Number of channels N of the group.
+    kappa_min : float
+        Smallest relative width, in (0, 1].
+    granularity : int
+        Integer widths are multiples of this.
+
+    Example
+    -------
+    >>> gate = HardGate(size=4)
+    >>> gate.set_width(3)
+    >>> gate.refresh()
+    >>> gate.mix(torch.ones(1, 4), torch.ones(4)).tolist()
+    [[1.0, 1.0, 1.0, 0.0]]
+    """
+
+    def __init__(self, size, kappa_min=0.0625, granularity=1):
+        super().__init__(size, kappa_min, granularity)
+        self.register_buffer("present_width", torch.tensor(float(size)))
 
     def width(self):
-        """Returns the expected number of non-zero gates (equation 12)."""
+        """Returns the width, which has no gradient."""
         if self.frozen is not None:
-            return self.frozen + 0.0 * self.log_alpha.sum()
-        total = torch.sigmoid(self.log_alpha - self.offset).sum()
-        bounded = total.clamp(self.min_width, self.size)
-        return bounded.detach() + total - total.detach()
+            return torch.tensor(float(self.frozen))
+        return self.present_width
 
-    def order(self):
-        """Ranks the channels by descending ``log_alpha``."""
-        if self.frozen is not None:
-            return self.rank
-        best_first = torch.argsort(
-            self.log_alpha.detach(), descending=True, stable=True
-        )
-        return torch.argsort(best_first)
+    def clamp(self):
+        """Does nothing."""
 
     def reorder(self, usefulness):
-        """Does nothing: these gates have an order of their own."""
-
-    @torch.no_grad()
-    def clamp(self):
-        """Keeps the gates where the sigmoid still has a gradient."""
-        self.log_alpha.clamp_(-8.0, 8.0)
+        """Does nothing: who prunes sets the ranks."""
 
     @torch.no_grad()
     def set_width(self, width):
-        """Shifts all ``log_alpha`` so that the expected width is ``width``."""
-        low, high = -32.0, 32.0
-        for _ in range(50):
-            shift = (low + high) / 2
-            total = torch.sigmoid(self.log_alpha + shift - self.offset).sum()
-            low, high = (shift, high) if total < width else (low, shift)
-        self.log_alpha.add_(shift)
+        """Sets the width, an integer in [min_width, size]."""
+        self.present_width.fill_(width)
 
     def refresh(self):
-        """Draws the gates of one forward pass; see the base class."""
-        if not self.training or self.frozen is not None:
-            return self._refresh_hard()
-        u = torch.rand_like(self.log_alpha).clamp(1e-6, 1 - 1e-6)
-        s = torch.sigmoid(
-            (torch.log(u) - torch.log1p(-u) + self.log_alpha) / self.beta
-        )
-        self.mask = (s * (self.zeta - self.gamma) + self.gamma).clamp(0, 1)
-
-    def channel_weights(self):
-        """Returns the factor (size,) of each channel, or None if all are 1."""
-        return self.mask
+        """Sets the mask; see the base class."""
+        self._refresh_hard()

@@ -352,7 +352,7 @@ def gated(name, gate="noise", seed=0, **options):
     return Gates(
         model,
         features=front_end(),
-        gate=GATES[gate],
+        gate=GATES.get(gate, gate),
         segment_s=SECONDS,
         **options,
     )
@@ -377,7 +377,7 @@ def scramble(gates, seed=0):
         for gate in gates.gates.values():
             gate.reorder(torch.rand(gate.size, generator=draw))
             if isinstance(gate, StochasticGate):
-                gate.log_alpha.add_(torch.randn(gate.size, generator=draw))
+                gate.location.add_(torch.randn(gate.size, generator=draw))
 
 
 def open_bands(gates, feats):

@@ -243,7 +243,7 @@ def test_a_stochastic_gate_closed_altogether_gives_no_nan():
     gates = models.gated("crnn", "stochastic")
     for gate in gates.gates.values():
         with torch.no_grad():
-            gate.log_alpha.fill_(-30)
+            gate.location.fill_(-30)
     gates.model.train()
     for _ in range(3):
         output = gates.model(torch.randn(2, 21, 80))

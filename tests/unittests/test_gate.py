@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
+from scipy.stats import norm
 
-from noisegate.gate import NoiseGate, StochasticGate
+from noisegate.gate import GaussianGate, NoiseGate, StochasticGate
 
-KINDS = [NoiseGate, StochasticGate]
-ends = pytest.mark.parametrize("kind", KINDS, ids=["noise", "stochastic"])
+KINDS = [NoiseGate, StochasticGate, GaussianGate]
+ends = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
 
 def passes(gate, x, std=None):
@@ -382,7 +383,7 @@ def hard_concrete(log_alpha, n):
     """n draws of a gate with the given parameter."""
     gate = StochasticGate(n)
     with torch.no_grad():
-        gate.log_alpha.fill_(log_alpha)
+        gate.location.fill_(log_alpha)
     gate.refresh()
     return gate, gate.mask.detach()
 
@@ -401,6 +402,24 @@ def test_probability_of_a_closed_stochastic_gate(log_alpha):
     assert (z == 1).any() or log_alpha < -2
 
 
+@pytest.mark.parametrize("mu", [-0.6, 0.0, 0.5, 1.2])
+def test_probabilities_of_gaussian_gates(mu):
+    """Of 0 and of 1 they are those of a clipped normal distribution."""
+    torch.manual_seed(0)
+    n = 200_000
+    gate = GaussianGate(n, mu_init=mu)
+    gate.refresh()
+    z = gate.mask.detach()
+    closed = norm.cdf(0, loc=mu, scale=0.5)
+    assert float((z == 0).double().mean()) == pytest.approx(closed, abs=4e-3)
+    whole = norm.sf(1, loc=mu, scale=0.5)
+    assert float((z == 1).double().mean()) == pytest.approx(whole, abs=4e-3)
+    width = float(torch.special.ndtr(gate.location / 0.5).sum())
+    bounded = max(width, gate.min_width)
+    assert float(gate.width()) == pytest.approx(bounded, rel=1e-5)
+    assert float(gate.width()) / n == pytest.approx(1 - closed, abs=1e-5)
+
+
 def test_stochastic_gates_differ_between_passes():
     """New gates are drawn in each training pass."""
     gate = StochasticGate(50, open_init=0.5)
@@ -416,7 +435,7 @@ def test_setting_the_width_of_stochastic_gates(width):
     torch.manual_seed(0)
     gate = StochasticGate(16)
     with torch.no_grad():
-        gate.log_alpha.add_(torch.randn(16))
+        gate.location.add_(torch.randn(16))
     before = gate.order()
     gate.set_width(width)
     assert float(gate.width()) == pytest.approx(width, abs=1e-3)
@@ -427,11 +446,11 @@ def test_stochastic_gates_keep_the_likeliest():
     """Freezing closes the channels of lowest log_alpha."""
     gate = StochasticGate(5)
     with torch.no_grad():
-        gate.log_alpha.copy_(torch.tensor([0.5, -1.0, 2.0, 0.1, 1.0]))
+        gate.location.copy_(torch.tensor([0.5, -1.0, 2.0, 0.1, 1.0]))
     gate.freeze(3)
     assert gate.open_channels().tolist() == [0, 2, 4]
     with torch.no_grad():  # final, whatever happens to the parameter
-        gate.log_alpha.neg_()
+        gate.location.neg_()
     assert gate.open_channels().tolist() == [0, 2, 4]
 
 
@@ -455,9 +474,9 @@ def test_state_is_kept(kind, frozen):
     gate, other = kind(8), kind(8)
     gate.reorder(torch.rand(8))
     gate.set_width(4.5)
-    if kind is StochasticGate:
+    if kind is not NoiseGate:
         with torch.no_grad():
-            gate.log_alpha.add_(torch.randn(8))
+            gate.location.add_(torch.randn(8))
     if frozen:
         gate.freeze(5)
     assert other.frozen is None  # reads the state once: loading must reset

@@ -8,6 +8,8 @@ import copy
 import functools
 import json
 import os
+import zipfile
+from pathlib import Path
 from unittest import mock
 
 import speechbrain as sb
@@ -17,7 +19,7 @@ from speechbrain.utils.checkpoints import (
     mark_as_saver,
     register_checkpoint_hooks,
 )
-from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
@@ -82,6 +84,41 @@ class RandomState:
             seed = int(torch.randint(2**31, (1,))) + rank
             torch.manual_seed(seed)
         self.pending = None
+
+
+def set_aside_incomplete(checkpointer):
+    """Renames checkpoints that were being written when the process ended.
+
+    SpeechBrain writes their files one by one and the description first, so
+    that a run killed meanwhile could not be resumed.
+
+    Arguments
+    ---------
+    checkpointer : speechbrain.utils.checkpoints.Checkpointer
+        With all its recoverables.
+    """
+    for folder in Path(checkpointer.checkpoints_dir).glob("CKPT+*"):
+        names = [f"{name}.ckpt" for name in checkpointer.recoverables]
+        broken = [
+            name
+            for name in ["CKPT.yaml", *names]
+            if not _is_whole(folder / name)
+        ]
+        if broken:
+            target = folder.with_name(f"incomplete_{folder.name}")
+            folder.rename(target)
+            logger.warning(
+                f"{folder} is incomplete ({', '.join(broken)}) and is not "
+                f"used; renamed to {target.name}"
+            )
+
+
+def _is_whole(path):
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    with open(path, "rb") as fin:
+        zipped = fin.read(2) == b"PK"  # as torch saves
+    return not zipped or zipfile.is_zipfile(path)
 
 
 class _ProgressBar(tqdm):
@@ -264,19 +301,22 @@ class GatedBrain(sb.Brain):
         """See ``sb.Brain.init_optimizers``; gates get their own optimizer."""
         super().init_optimizers()
         parameters = self.gates.parameters()
-        if not parameters:
+        if parameters:
+            of_gates = {id(p) for p in parameters}
+            for group in self.optimizer.param_groups:
+                group["params"] = [
+                    p for p in group["params"] if id(p) not in of_gates
+                ]
+            self.gate_optimizer = self.gate_opt_class(parameters)
+            self.optimizers_dict["gates"] = self.gate_optimizer
+        if self.checkpointer is None:
             return
-        of_gates = {id(p) for p in parameters}
-        for group in self.optimizer.param_groups:
-            group["params"] = [
-                p for p in group["params"] if id(p) not in of_gates
-            ]
-        self.gate_optimizer = self.gate_opt_class(parameters)
-        self.optimizers_dict["gates"] = self.gate_optimizer
-        if self.checkpointer is not None:
+        if parameters:
             self.checkpointer.add_recoverable(
                 "gate_optimizer", self.gate_optimizer
             )
+        # What follows next is the recovery
+        run_on_main(set_aside_incomplete, args=[self.checkpointer])
 
     def freeze_optimizers(self, optimizers):
         """See ``sb.Brain.freeze_optimizers``; final widths stay."""

@@ -14,6 +14,7 @@ import speechbrain as sb
 from hyperpyyaml import load_hyperpyyaml
 
 from noisegate.attach import Gates
+from noisegate.sweep import METHODS, Sweep, write_summary
 
 
 def load_gates(hparams_file, overrides=""):
@@ -143,6 +144,36 @@ def describe(gates):
     return "\n".join(lines)
 
 
+def _list_of(convert):
+    return lambda text: [convert(item) for item in text.split(",")]
+
+
+def _sweep(parser, known, overrides):
+    """Runs a sweep and prints its table; the exit status tells of failures."""
+    if overrides[:1] == ["--"]:
+        overrides = overrides[1:]
+    failed = []
+    try:
+        sweep = Sweep(
+            known.hparams,
+            known.folder,
+            known.budgets,
+            known.methods,
+            known.seeds,
+            overrides,
+        )
+        failed = sweep.run(known.jobs, known.retry)
+        print(write_summary(sweep, known.metric))
+        print(f"\nfigures of each cell: {sweep.folder / 'cells.csv'}")
+    except KeyboardInterrupt:
+        parser.exit(130, "stopped; the same command goes on\n")
+    except (ValueError, OSError) as error:
+        parser.exit(1, f"noisegate: {error}\n")
+    if failed:
+        text = ", ".join(failed)
+        parser.exit(1, f"noisegate: failed (see --retry): {text}\n")
+
+
 def main(arguments=None):
     """Runs the command.
 
@@ -162,7 +193,37 @@ def main(arguments=None):
         "follow its name, as for train.py.",
     )
     inspect.add_argument("hparams", help="YAML of a recipe that makes Gates")
+    sweep = commands.add_parser(
+        "sweep",
+        help="run a recipe for each budget, method and seed",
+        description="Runs the recipe's own train.py for each cell; start it "
+        "again to go on. Overrides for all cells follow behind --.",
+    )
+    sweep.add_argument("hparams", help="YAML of a gated recipe")
+    sweep.add_argument("--folder", required=True, help="where it is kept")
+    sweep.add_argument(
+        "--budgets",
+        type=_list_of(float),
+        default=[1.0, 0.5, 0.25, 0.125],
+        help="shares of the dense MACs, 1 for the dense model",
+    )
+    sweep.add_argument(
+        "--methods",
+        type=_list_of(str),
+        default=["noise", "stochastic", "pruned", "narrow"],
+        help=f"of {', '.join(m for m in METHODS if m != 'dense')}; "
+        "name=file.yaml for a YAML of your own",
+    )
+    sweep.add_argument("--seeds", type=int, default=1, help="number of seeds")
+    sweep.add_argument("--jobs", type=int, default=1, help="cells at a time")
+    sweep.add_argument(
+        "--retry", action="store_true", help="run cells that failed once more"
+    )
+    sweep.add_argument("--metric", help="figure of the table, EER by default")
     known, overrides = parser.parse_known_args(arguments)
+    if known.command == "sweep":
+        _sweep(parser, known, overrides)
+        return
     try:
         hparams_file, _, overrides = sb.parse_arguments(
             [known.hparams, *overrides]

@@ -235,8 +235,11 @@ def train(hparams_file, run_opts, overrides, save_env_desc=True):
     )
     widths, cost = brain.widths(), brain.gates.cost
     result = {
+        "seed": hparams["seed"],
         "budget": hparams["complexity_loss"].budget,
         "widths": widths,
+        "macs_per_second": cost.macs_per_second(widths),
+        "macs_per_second_full": cost.macs_per_second(),
         "macs_per_frame": cost.macs(widths) / hparams["n_frames"],
         "params": cost.params(widths),
         "steps": brain.optimizer_step,

@@ -4,6 +4,7 @@ import functools
 import inspect
 import json
 import os
+import shutil
 import socket
 
 import pytest
@@ -468,6 +469,45 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
         fit(trainer)
     resumed = fit(brain(tmp_path, seed=77, **options))
     assert resumed.optimizer_step == EPOCHS * STEPS
+    assert_same(state(resumed), expected)
+    assert history(tmp_path) == lines
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "half", "no yaml"])
+def test_a_checkpoint_that_was_being_written(
+    uninterrupted, damage, tmp_path, caplog
+):
+    """Is set aside: the run goes on from the one before."""
+    expected, lines = uninterrupted["noise"]
+    trainer = brain(tmp_path, ckpt_interval_steps=2)
+    trainer.kill = "batch", 3, 2
+    with pytest.raises(Killed):
+        fit(trainer)
+    last = trainer.checkpointer.find_checkpoint()
+    earlier = tmp_path / "earlier"
+    shutil.copytree(last.path, earlier)
+    trainer.checkpointer.delete_checkpoints(num_to_keep=0)
+    trainer = brain(tmp_path, ckpt_interval_steps=2)
+    (tmp_path / "gates.jsonl").unlink()
+    trainer.kill = "batch", 2, 1
+    with pytest.raises(Killed):
+        fit(trainer)
+    broken = tmp_path / "save" / "CKPT+2100-01-01+00-00-00+00"
+    earlier.rename(broken)
+    model = broken / "model.ckpt"
+    if damage == "missing":
+        (broken / "gate_optimizer.ckpt").unlink()
+    elif damage == "empty":
+        model.write_bytes(b"")
+    elif damage == "half":
+        whole = model.read_bytes()
+        model.write_bytes(whole[: len(whole) // 2])
+    else:
+        (broken / "CKPT.yaml").write_text("")
+    with caplog.at_level("WARNING"):
+        resumed = fit(brain(tmp_path, ckpt_interval_steps=2))
+    assert "is incomplete" in caplog.text
+    assert (tmp_path / "save" / f"incomplete_{broken.name}").is_dir()
     assert_same(state(resumed), expected)
     assert history(tmp_path) == lines
 

@@ -1,0 +1,567 @@
+"""Runs a recipe for each budget, method and seed: a trade-off curve.
+
+A *cell* is one call of the recipe's own ``train.py``. Its YAML is that of the
+gated recipe, with another gate or another complexity loss for another method
+(:func:`derive`); seed, budget and output folder are overrides. A cell is
+finished when its ``result.json`` is there, so that a sweep can be stopped at
+any time and be started again.
+
+Authors
+ * The noisegate developers, 2026
+"""
+
+import csv
+import dataclasses
+import fcntl
+import io
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Optional
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.tag import Tag
+from tqdm import tqdm
+
+# Gate, complexity loss (None: as in the recipe) and further keys of the latter
+METHODS = {
+    "dense": (None, None, {}),
+    "noise": (None, None, {}),
+    "stochastic": ("noisegate.gate.StochasticGate", None, {}),
+    "stg": ("noisegate.gate.GaussianGate", None, {}),
+    "pruned": (
+        "noisegate.gate.HardGate",
+        "noisegate.rivals.MagnitudePruning",
+        {},
+    ),
+    "narrow": (
+        "noisegate.gate.HardGate",
+        "noisegate.rivals.FixedWidths",
+        {"widths": "uniform"},
+    ),
+    "retrained": (
+        "noisegate.gate.HardGate",
+        "noisegate.rivals.FixedWidths",
+        {"widths": "uniform"},  # overridden with the result of a noise gate
+    ),
+}
+_GATE_KEYS = ("kappa_min", "granularity")  # what all gates have
+_LOSS_KEYS = {
+    "noisegate.rivals.MagnitudePruning": (
+        "gates",
+        "budget",
+        "tighten",
+        "freeze_epoch",
+    ),
+    "noisegate.rivals.FixedWidths": ("gates", "budget", "freeze_epoch"),
+}
+_METRICS = ("EER", "error_rate", "error", "loss")  # the first that is there
+_POLL_S = 0.5
+
+
+def derive(text, method):
+    """Returns the YAML of a rival.
+
+    Arguments
+    ---------
+    text : str
+        YAML of a gated recipe, with the keys ``gates``, ``complexity_loss``,
+        ``budget``, ``seed`` and ``output_folder``.
+    method : str
+        One of METHODS.
+
+    Returns
+    -------
+    str
+        The same with another gate and another complexity loss; the keys of
+        the gate that only it has, and those of the loss, are left out.
+
+    Raises
+    ------
+    ValueError
+        If one of the keys is missing.
+
+    Example
+    -------
+    >>> text = '''
+    ... seed: 1
+    ... output_folder: results
+    ... budget: 0.25
+    ... gates: !new:noisegate.attach.Gates
+    ...     gate: !name:noisegate.gate.NoiseGate
+    ...         kappa_min: 0.1
+    ...         ramp: 4.0
+    ... complexity_loss: !new:noisegate.cost.ComplexityLoss
+    ...     budget: !ref <budget>
+    ... '''
+    >>> print(derive(text, "stochastic").split("gate: ")[1].split("comp")[0])
+    !name:noisegate.gate.StochasticGate
+        kappa_min: 0.1
+    <BLANKLINE>
+    """
+    yaml = YAML()
+    yaml.width = 1000
+    yaml.indent(mapping=4, sequence=4, offset=2)
+    hparams = yaml.load(text)
+    missing = [
+        key
+        for key in ("gates", "complexity_loss", "budget", "seed")
+        + ("output_folder",)
+        if key not in hparams
+    ]
+    if missing:
+        raise ValueError(
+            f"a sweep needs the keys {missing} in the YAML of the gated recipe"
+        )
+    if method == "noise":
+        return text
+    gates, loss = hparams["gates"], hparams["complexity_loss"]
+    gate_class, loss_class, more = METHODS[method]
+    if method == "dense":
+        gates["layers"] = []
+    if gate_class is not None:
+        gate = CommentedMap()
+        old = gates.get("gate")
+        for key in _GATE_KEYS:
+            if isinstance(old, CommentedMap) and key in old:
+                gate[key] = old[key]
+        gate.yaml_set_ctag(Tag(suffix=f"!name:{gate_class}"))
+        gates["gate"] = gate
+    if loss_class is not None:
+        new = CommentedMap()
+        for key in _LOSS_KEYS[loss_class]:
+            if key in loss:
+                new[key] = loss[key]
+        new.update(more)
+        new.yaml_set_ctag(Tag(suffix=f"!new:{loss_class}"))
+        hparams["complexity_loss"] = new
+    out = io.StringIO()
+    yaml.dump(hparams, out)
+    return out.getvalue()
+
+
+@dataclasses.dataclass
+class Cell:
+    """One run.
+
+    Arguments
+    ---------
+    method : str
+        One of METHODS.
+    budget : float
+        Share of the MACs at full width.
+    seed : int
+        Seed of the run.
+    needs : str
+        Name of the cell whose learned widths it takes, or None.
+    """
+
+    method: str
+    budget: float
+    seed: int
+    needs: Optional[str] = None
+
+    @property
+    def name(self):
+        """str : name of the cell and of its folder."""
+        return f"{self.method}_{self.budget:g}_{self.seed}"
+
+
+class Sweep:
+    """The cells of a sweep and the folder that they are kept in.
+
+    The folder has ``sweep.json`` (what was asked for), ``hparams`` (the YAML
+    of each method), and ``cells/<method>_<budget>_<seed>`` with the outputs of
+    each run, its ``stdout.txt`` among them.
+
+    Arguments
+    ---------
+    hparams_file : str
+        YAML of a gated recipe. Its ``train.py`` is beside it or in the folder
+        above.
+    folder : str
+        Where the sweep is kept.
+    budgets : list of float
+        Shares of the MACs at full width, in (0, 1]; 1 stands for the dense
+        model, whatever the methods.
+    methods : list of str
+        From METHODS without "dense", or ``name=path`` with a YAML of one's own
+        for one of them.
+    n_seeds : int
+        Number of seeds, from that of the YAML upwards.
+    overrides : list of str
+        Overrides for all cells, as for train.py.
+
+    Raises
+    ------
+    ValueError
+        If a method or budget is not known, or if the folder holds a sweep
+        with other YAMLs or overrides.
+    """
+
+    def __init__(
+        self, hparams_file, folder, budgets, methods, n_seeds=1, overrides=()
+    ):
+        hparams_file = Path(hparams_file).resolve()
+        places = (hparams_file.parents[1], hparams_file.parent)
+        scripts = [place / "train.py" for place in places]
+        scripts = [script for script in scripts if script.exists()]
+        if not scripts:
+            raise ValueError(f"there is no train.py in {places[0]}")
+        self.script = scripts[0]
+        self.folder = Path(folder).resolve()
+        self.overrides = list(overrides)
+        text = hparams_file.read_text(encoding="utf-8")
+        self.hparams = {"dense": derive(text, "dense")}
+        for method in methods:
+            name, _, path = method.partition("=")
+            if name not in METHODS or name == "dense":
+                known = [name for name in METHODS if name != "dense"]
+                raise ValueError(f"methods must be of {known}, got '{name}'")
+            self.hparams[name] = derive(text, name)
+            if path:
+                own = Path(path).read_text(encoding="utf-8")
+                derive(own, "noise")  # has the keys
+                self.hparams[name] = own
+        for budget in budgets:
+            if not 0 < budget <= 1:
+                raise ValueError(f"budgets must be in (0, 1], got {budget}")
+        if n_seeds < 1:
+            raise ValueError(f"at least one seed is needed, got {n_seeds}")
+        if "retrained" in self.hparams and "noise" not in self.hparams:
+            raise ValueError("'retrained' takes the widths of 'noise': add it")
+        first = int(YAML().load(text)["seed"])
+        self.cells = []
+        for seed in range(first, first + n_seeds):
+            for budget in sorted(set(budgets), reverse=True):
+                if budget == 1:
+                    self.cells.append(Cell("dense", 1.0, seed))
+                    continue
+                for method in self.hparams:
+                    if method == "dense":
+                        continue
+                    cell = Cell(method, budget, seed)
+                    if method == "retrained":
+                        cell.needs = Cell("noise", budget, seed).name
+                    self.cells.append(cell)
+        self._write_plan(hparams_file)
+
+    def _write_plan(self, hparams_file):
+        """Notes what is run, and refuses to mix it with something else."""
+        (self.folder / "hparams").mkdir(parents=True, exist_ok=True)
+        plan = {
+            "recipe": str(self.script.parent.name),
+            "hparams": hparams_file.name,
+            "overrides": self.overrides,
+        }
+        path = self.folder / "sweep.json"
+        if path.exists():
+            before = json.loads(path.read_text(encoding="utf-8"))
+            if before != plan:
+                raise ValueError(
+                    f"{self.folder} holds another sweep: {before}, asked for "
+                    f"is {plan}"
+                )
+        for name, text in self.hparams.items():
+            yaml = self.folder / "hparams" / f"{name}.yaml"
+            if yaml.exists() and yaml.read_text(encoding="utf-8") != text:
+                raise ValueError(
+                    f"{yaml} is not what {hparams_file} leads to now: the "
+                    "recipe has changed, take another folder"
+                )
+            _write(yaml, text)
+        _write(path, json.dumps(plan, indent=2) + "\n")
+
+    def place(self, name):
+        """Path : the folder of a cell."""
+        return self.folder / "cells" / name
+
+    def finished(self, name):
+        """bool : whether a cell has a result."""
+        return (self.place(name) / "result.json").exists()
+
+    def command(self, cell):
+        """Returns the command that runs a cell.
+
+        Arguments
+        ---------
+        cell : Cell
+            The cell.
+
+        Returns
+        -------
+        list of str
+        """
+        more = []
+        if cell.needs is not None:
+            result = self.place(cell.needs) / "result.json"
+            more = [f"--complexity_loss={{widths: '{result}'}}"]
+        return [
+            sys.executable,
+            str(self.script),
+            str(self.folder / "hparams" / f"{cell.method}.yaml"),
+            f"--seed={cell.seed}",
+            f"--budget={cell.budget:g}",
+            f"--output_folder={self.place(cell.name)}",
+            "--noprogressbar",
+            *more,
+            *self.overrides,
+        ]
+
+    def run(self, n_jobs=1, retry=False):
+        """Runs what is not finished, some cells at a time.
+
+        A cell that failed is not run again unless asked for; a cell that was
+        interrupted goes on from its last checkpoint. If this process is
+        stopped, so are the cells. If it is killed, they run on, and the next
+        call waits for them.
+
+        Arguments
+        ---------
+        n_jobs : int
+            Number of cells at a time; they share the processors.
+        retry : bool
+            Whether cells that failed are run once more.
+
+        Returns
+        -------
+        list of str
+            Names of the cells that failed, or that need one that did.
+        """
+        waiting, failed = [], []
+        for cell in self.cells:
+            mark = self.place(cell.name) / "failed.txt"
+            if retry and mark.exists():
+                mark.unlink()
+            if mark.exists():
+                failed.append(cell.name)
+            elif not self.finished(cell.name):
+                waiting.append(cell)
+        n_done = len(self.cells) - len(waiting) - len(failed)
+        bar = tqdm(total=len(self.cells), initial=n_done, unit="cell")
+        running, shown = [], None
+        before = signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            while waiting or running:
+                lost = [c for c in waiting if c.needs in failed]
+                for cell in lost:
+                    text = f"{cell.name}: not run, {cell.needs} failed"
+                    bar.write(text, file=sys.stderr)
+                    waiting.remove(cell)
+                    failed.append(cell.name)
+                ready = [
+                    c
+                    for c in waiting
+                    if c.needs is None or self.finished(c.needs)
+                ]
+                for cell in ready[: max(0, n_jobs - len(running))]:
+                    waiting.remove(cell)
+                    running.append(_Run(self, cell, n_jobs))
+                time.sleep(_POLL_S)
+                for run in [run for run in running if run.ended()]:
+                    running.remove(run)
+                    name = run.cell.name
+                    if self.finished(name):
+                        bar.update()
+                        continue
+                    failed.append(name)
+                    log = self.place(name) / "stdout.txt"
+                    text = f"exit status {run.process.returncode}, see {log}"
+                    _write(self.place(name) / "failed.txt", text + "\n")
+                    bar.write(f"{name}: {text}", file=sys.stderr)
+                names = ", ".join(run.cell.name for run in running)
+                state = f"{len(failed)} failed; {names}"
+                # In a log file a line for each change, no moving clock
+                if state != shown or sys.stderr.isatty():
+                    bar.set_postfix_str(state)
+                shown = state
+        finally:
+            for run in running:
+                run.stop()
+            signal.signal(signal.SIGTERM, before)
+            bar.close()
+        return failed
+
+    def results(self):
+        """Returns the results of the finished cells.
+
+        Returns
+        -------
+        list of (Cell, dict)
+        """
+        return [
+            (
+                cell,
+                json.loads(
+                    (self.place(cell.name) / "result.json").read_text(
+                        encoding="utf-8"
+                    )
+                ),
+            )
+            for cell in self.cells
+            if self.finished(cell.name)
+        ]
+
+
+class _Run:
+    """A cell that is running."""
+
+    def __init__(self, sweep, cell, n_jobs):
+        self.sweep, self.cell, self.n_jobs = sweep, cell, n_jobs
+        self.folder = sweep.place(cell.name)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Is held until the process of the cell ends, whoever started it
+        self.lock = open(self.folder / "lock", "w", encoding="utf-8")
+        self.process = None
+
+    def _start(self):
+        threads = str(max(1, (os.cpu_count() or 1) // self.n_jobs))
+        with open(self.folder / "stdout.txt", "ab") as out:
+            self.process = subprocess.Popen(
+                self.sweep.command(self.cell),
+                cwd=self.sweep.script.parent,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=[self.lock.fileno()],
+                env={"OMP_NUM_THREADS": threads, **os.environ},
+            )
+
+    def ended(self):
+        """Whether the process has ended; starts it as soon as it may."""
+        if self.process is None:
+            try:
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            self._start()
+        ended = self.process.poll() is not None
+        if ended:
+            self.lock.close()
+        return ended
+
+    def stop(self):
+        """Ends the process and those that it has started."""
+        self.lock.close()
+        if self.process is not None and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGTERM)
+            self.process.wait()
+
+
+def _interrupt(number, frame):
+    raise KeyboardInterrupt
+
+
+def _write(path, text):
+    """Writes a file as a whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def summarize(results, metric=None):
+    """Returns a table of a sweep, and all figures.
+
+    Arguments
+    ---------
+    results : list of (Cell, dict)
+        See :meth:`Sweep.results`.
+    metric : str
+        Key of "test" in the results; EER, error or loss if None, the first
+        that there is.
+
+    Returns
+    -------
+    table : str
+        Markdown: for each method and budget the number of seeds, MACs relative
+        to the dense model, parameters, training steps, and mean and standard
+        deviation of the metric.
+    rows : list of dict
+        One for each cell: its figures that are numbers.
+
+    Raises
+    ------
+    ValueError
+        If there are no results, or none with the metric.
+    """
+    rows = []
+    for cell, result in results:
+        row = {
+            "method": cell.method,
+            "budget": cell.budget,
+            "seed": cell.seed,
+            "macs_share": result["macs_per_second"]
+            / result["macs_per_second_full"],
+            "macs_per_second": result["macs_per_second"],
+            "params": result["params"],
+            "steps": result["steps"],
+        }
+        for key, value in result["test"].items():
+            if isinstance(value, (int, float)):
+                row[f"test {key}"] = value
+        rows.append(row)
+    if not rows:
+        raise ValueError("no cell is finished")
+    wanted = [metric] if metric else _METRICS
+    found = [m for m in wanted if all(f"test {m}" in row for row in rows)]
+    if not found:
+        raise ValueError(f"not all results have a figure 'test' of {wanted}")
+    lines = [
+        f"| method | budget | n | of dense MACs | parameters | steps "
+        f"| {found[0]} (test) |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    groups = {}
+    for row in rows:
+        groups.setdefault((-row["budget"], row["method"]), []).append(row)
+    order = list(METHODS)
+    for key in sorted(groups, key=lambda k: (k[0], order.index(k[1]))):
+        group = groups[key]
+        values = [row[f"test {found[0]}"] for row in group]
+        spread = ""
+        if len(values) > 1:
+            spread = f" ± {statistics.stdev(values):.4g}"
+
+        def mean(column, group=group):
+            return statistics.mean(row[column] for row in group)
+
+        lines.append(
+            f"| {key[1]} | {-key[0]:g} | {len(group)} "
+            f"| {mean('macs_share'):.3f} | {mean('params'):.0f} "
+            f"| {mean('steps'):.0f} "
+            f"| {statistics.mean(values):.4g}{spread} |"
+        )
+    return "\n".join(lines), rows
+
+
+def write_summary(sweep, metric=None):
+    """Writes ``summary.md`` and ``cells.csv`` into the folder of a sweep.
+
+    Arguments
+    ---------
+    sweep : Sweep
+        The sweep.
+    metric : str
+        See :func:`summarize`.
+
+    Returns
+    -------
+    str
+        The table.
+    """
+    table, rows = summarize(sweep.results(), metric)
+    _write(sweep.folder / "summary.md", table + "\n")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    out = io.StringIO(newline="")
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    _write(sweep.folder / "cells.csv", out.getvalue())
+    return table

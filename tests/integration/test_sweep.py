@@ -1,0 +1,220 @@
+"""noisegate sweep, on the Synthetic recipe."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from noisegate.sweep import METHODS, Sweep, derive, summarize
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+GATED = RECIPES / "Synthetic" / "hparams" / "gated.yaml"
+SMALL = [
+    "--teacher_widths=[4]",
+    "--n_train=16",
+    "--number_of_epochs=4",
+    "--freeze_epoch=3",
+]
+SEEDS = ["--budgets=0.25", "--methods=noise", "--seeds=2"]
+YAMLS = [
+    path
+    for path in sorted(RECIPES.glob("*/hparams/*.yaml"))
+    if "!new:noisegate.attach.Gates" in path.read_text()
+]
+
+
+def command(folder, *options, overrides=()):
+    """The command line of a sweep."""
+    return [
+        sys.executable,
+        "-m",
+        "noisegate.cli",
+        "sweep",
+        str(GATED),
+        f"--folder={folder}",
+        *options,
+        "--",
+        *SMALL,
+        *overrides,
+    ]
+
+
+def results(folder):
+    """Results by name of the cell."""
+    return {
+        path.parent.name: json.loads(path.read_text())
+        for path in Path(folder).glob("cells/*/result.json")
+    }
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
+def test_the_yaml_of_a_rival(path, method):
+    """Differs from that of the recipe in gates and loss alone."""
+    text = path.read_text(encoding="utf-8")
+    yaml = YAML()
+    before, after = yaml.load(text), yaml.load(derive(text, method))
+    assert list(before) == list(after)
+    for key in before:
+        if key not in ("gates", "complexity_loss"):
+            assert str(before[key]) == str(after[key])
+    gate, loss, more = METHODS[method]
+    if gate is not None:
+        assert str(after["gates"]["gate"].tag) == f"!name:{gate}"
+        if "kappa_min" in (before["gates"].get("gate") or {}):
+            assert "kappa_min" in after["gates"]["gate"]
+    if loss is not None:
+        assert str(after["complexity_loss"].tag) == f"!new:{loss}"
+        assert {"gates", "budget", *more} <= set(after["complexity_loss"])
+    if method == "dense":
+        assert after["gates"]["layers"] == []
+
+
+def test_all_methods_and_the_table(tmp_path):
+    """Equal steps, budgets met; what is finished is not run again."""
+    options = [
+        "--budgets=1,0.25",
+        "--methods=noise,stg,pruned,narrow,retrained",
+        "--jobs=2",
+    ]
+    run = subprocess.run(
+        command(tmp_path, *options), capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    cells = results(tmp_path)
+    assert len(cells) == 6
+    dense = cells["dense_1_1"]
+    assert dense["macs_per_second"] == dense["macs_per_second_full"]
+    for name, cell in cells.items():
+        assert cell["steps"] == dense["steps"]
+        if name != "dense_1_1":
+            share = cell["macs_per_second"] / cell["macs_per_second_full"]
+            assert 0.2 < share <= 0.25
+    noise, retrained = cells["noise_0.25_1"], cells["retrained_0.25_1"]
+    assert noise["widths"] == retrained["widths"]
+    assert noise["test"] != retrained["test"]
+    assert "| retrained | 0.25 | 1 |" in run.stdout
+    lines = (tmp_path / "cells.csv").read_text().splitlines()
+    assert len(lines) == 7 and lines[0].startswith("method,budget,seed")
+
+    logs = {p: p.stat().st_mtime_ns for p in tmp_path.glob("cells/*/*.txt")}
+    again = subprocess.run(
+        command(tmp_path, *options), capture_output=True, text=True
+    )
+    assert again.returncode == 0 and again.stdout == run.stdout
+    assert logs == {
+        p: p.stat().st_mtime_ns for p in tmp_path.glob("cells/*/*.txt")
+    }
+
+    changed = subprocess.run(
+        command(tmp_path, *options, overrides=["--lr=0.1"]),
+        capture_output=True,
+        text=True,
+    )
+    assert changed.returncode == 1
+    assert "holds another sweep" in changed.stderr
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """Results of a sweep of two seeds."""
+    folder = tmp_path_factory.mktemp("sweep")
+    subprocess.run(command(folder, *SEEDS), check=True)
+    return results(folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_stopped_and_started_again(tmp_path, number, uninterrupted):
+    """The same figures as without, and no cell is run twice at a time."""
+    with subprocess.Popen(
+        command(tmp_path, *SEEDS), stderr=subprocess.DEVNULL
+    ) as process:
+        log = tmp_path / "cells" / "noise_0.25_1" / "train_log.txt"
+        while not log.exists() and process.poll() is None:
+            time.sleep(0.05)
+        os.kill(process.pid, number)
+        process.wait()
+    assert len(results(tmp_path)) < 2
+    subprocess.run(command(tmp_path, *SEEDS), check=True)
+    resumed = results(tmp_path)
+    assert resumed.keys() == uninterrupted.keys() and len(resumed) == 2
+    for name, cell in uninterrupted.items():
+        assert resumed[name]["test"] == cell["test"]
+        assert resumed[name]["widths"] == cell["widths"]
+
+
+def test_a_cell_that_fails(tmp_path):
+    """Is reported with its log, the others are finished."""
+    options = [
+        "--budgets=0.25,0.0001",
+        "--methods=noise,retrained",
+    ]
+    run = subprocess.run(
+        command(tmp_path, *options), capture_output=True, text=True
+    )
+    assert run.returncode == 1
+    assert "noise_0.0001_1: exit status 1, see" in run.stderr
+    assert "retrained_0.0001_1: not run, noise_0.0001_1 failed" in run.stderr
+    assert set(results(tmp_path)) == {"noise_0.25_1", "retrained_0.25_1"}
+    log = tmp_path / "cells" / "noise_0.0001_1" / "stdout.txt"
+    assert "is out of reach" in log.read_text()
+    size = log.stat().st_size
+    run = subprocess.run(
+        command(tmp_path, *options), capture_output=True, text=True
+    )
+    assert run.returncode == 1 and log.stat().st_size == size
+    run = subprocess.run(
+        command(tmp_path, *options, "--retry"), capture_output=True, text=True
+    )
+    assert run.returncode == 1 and log.stat().st_size > size
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"methods": ["nosie"]}, "got 'nosie'"),
+        ({"methods": ["retrained"]}, "takes the widths of 'noise'"),
+        ({"budgets": [0.0]}, r"budgets must be in \(0, 1\], got 0.0"),
+        ({"n_seeds": 0}, "at least one seed is needed, got 0"),
+        ({"hparams_file": "nowhere.yaml"}, "there is no train.py"),
+    ],
+)
+def test_what_is_asked_for_is_checked(tmp_path, options, message):
+    """Before anything is written."""
+    asked = {
+        "hparams_file": GATED,
+        "budgets": [0.5],
+        "methods": ["noise"],
+        **options,
+    }
+    asked["hparams_file"] = tmp_path / asked["hparams_file"]
+    with pytest.raises(ValueError, match=message):
+        Sweep(folder=tmp_path / "sweep", **asked)
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_yaml_without_the_keys(tmp_path):
+    """Says which are missing."""
+    with pytest.raises(ValueError, match=r"the keys \['gates'"):
+        derive("seed: 1\n", "noise")
+
+
+def test_own_yaml_of_a_method(tmp_path):
+    """Takes the place of the derived one."""
+    own = tmp_path / "own.yaml"
+    own.write_text(GATED.read_text().replace("gate_lr: 0.01", "gate_lr: 0.5"))
+    Sweep(GATED, tmp_path / "s", [0.5], [f"stochastic={own}"])
+    used = tmp_path / "s" / "hparams" / "stochastic.yaml"
+    assert used.read_text() == own.read_text()
+
+
+def test_metric_that_is_missing():
+    """No table of nothing."""
+    with pytest.raises(ValueError, match="no cell is finished"):
+        summarize([])

@@ -6,7 +6,7 @@ STAMP := $(VENV)/.noisegate-installed
 
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: venv check-torch test docs demo
+.PHONY: venv check-torch test docs demo sweep-demo
 
 venv: $(STAMP)
 
@@ -35,3 +35,9 @@ docs: venv
 
 demo: check-torch
 	cd recipes/VAD && $(BIN)/python demo.py
+
+sweep-demo: check-torch
+	$(BIN)/noisegate sweep recipes/Synthetic/hparams/gated.yaml \
+	--folder=results/sweep-demo --budgets=1,0.25,0.125 \
+	--methods=noise,stochastic,narrow --seeds=2 --jobs=2 \
+	-- --teacher_widths=[16]

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How often 95 % intervals of an EER hold the true EER, in simulation.
 
-> python benchmarks/coverage.py [--sets 1000] [--draws 300]
+> python benchmarks/coverage.py [--sets 1000] [--draws 200]
 
 Each data set has speakers of 10 to 20 trials and one or more training seeds
 (see `simulate`); its true EER is known in closed form. Counted is how often
@@ -23,12 +23,13 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import norm
 
-from noisegate.tradeoff import bootstrap, weighted_eer
+from noisegate.tradeoff import bootstrap, hypervolume, weighted_eer
 
 RESULTS = Path(__file__).parent / "results" / "coverage.json"
 SEPARATION = 2.5  # mean of the targets, in standard deviations: EER 10.6 %
 SPEAKER = 0.3  # share of the variance that is the speaker's
 COMMON = 0.5  # share of speaker and trial effects that all seeds have
+BUDGETS = [0.125, 0.25, 0.5, 1.0]  # of the hypervolume
 # quantity, speakers, seeds, standard deviation of the separation over seeds
 SCENARIOS = [
     ("EER", 10, 1, 0.0),
@@ -40,15 +41,16 @@ SCENARIOS = [
     ("EER", 20, 5, 0.3),
     ("EER", 60, 5, 0.3),
     ("EER", 20, 3, 1.0),
-    ("difference", 10, 3, 0.3),
-    ("difference", 20, 3, 0.3),
-    ("difference", 60, 3, 0.3),
-    ("difference", 20, 5, 0.3),
+    ("EER difference", 10, 3, 0.3),
+    ("EER difference", 20, 3, 0.3),
+    ("EER difference", 60, 3, 0.3),
+    ("EER difference", 20, 5, 0.3),
+    ("HV difference", 20, 3, 0.3),
 ]
 METHODS = ["trials", "speakers", "speakers, trials", "speakers, seeds"]
 
 
-def simulate(rng, n_speakers, n_runs, seed_std):
+def simulate(rng, n_speakers, separation, seed_std):
     """Scores of a test by several trained models.
 
     The separation of a model is Gaussian over training seeds. Each speaker
@@ -62,8 +64,8 @@ def simulate(rng, n_speakers, n_runs, seed_std):
     ---------
     rng : np.random.Generator
     n_speakers : int
-    n_runs : int
-        Models.
+    separation : array (runs,)
+        Mean of the separation, one per model.
     seed_std : float
         Standard deviation of the separation over seeds.
 
@@ -78,13 +80,15 @@ def simulate(rng, n_speakers, n_runs, seed_std):
     )
     labels = rng.integers(2, size=len(speakers))
 
+    n_runs = len(separation)
+
     def effect(*shape):
         own = np.sqrt(1 - COMMON) * rng.normal(size=(n_runs, *shape))
         return np.sqrt(COMMON) * rng.normal(size=shape) + own
 
     shift = effect(2, n_speakers)[:, labels, speakers]
-    separation = SEPARATION + seed_std * rng.normal(size=(n_runs, 1))
-    scores = separation * labels + np.sqrt(SPEAKER) * shift
+    separation = separation + seed_std * rng.normal(size=n_runs)
+    scores = separation[:, None] * labels + np.sqrt(SPEAKER) * shift
     scores += np.sqrt(1 - SPEAKER) * effect(len(labels))
     return scores, labels, speakers
 
@@ -138,6 +142,31 @@ def weights_of(method, rng, speakers, n):
     return drawn * np.bincount(flat, minlength=drawn.size).reshape(drawn.shape)
 
 
+def statistic(eers):
+    """The quantity of a scenario: one system, two, or two with all budgets.
+
+    Arguments
+    ---------
+    eers : dict of tuple to float
+        Mean EER by method, 0 or 1, and budget.
+
+    Returns
+    -------
+    value : float
+        EER in percent, its difference, or 100 times the difference of the
+        hypervolume up to an EER of 50 % at twice the dense cost.
+    """
+    if len(eers) <= 2:
+        return eers[0, 1.0] - eers.get((1, 1.0), 0.0)
+    first, second = (
+        hypervolume(
+            BUDGETS, [eers[m, c] for c in BUDGETS], (2.0, 50.0), BUDGETS[0]
+        )
+        for m in (0, 1)
+    )
+    return 100 * (first - second)
+
+
 def intervals(rng, scenario, n, methods=METHODS):
     """The 95 % intervals of one data set.
 
@@ -145,7 +174,7 @@ def intervals(rng, scenario, n, methods=METHODS):
     ---------
     rng : np.random.Generator
     scenario : tuple
-        Of `SCENARIOS`.
+        Of `SCENARIOS`. Two methods are alike: the true difference is 0.
     n : int
         Number of draws.
     methods : list of str
@@ -156,34 +185,30 @@ def intervals(rng, scenario, n, methods=METHODS):
         Lower and upper end by method.
     """
     quantity, n_speakers, n_seeds, seed_std = scenario
-    # Both systems of a difference are alike: the true value is 0
-    n_runs = n_seeds * (1 + (quantity == "difference"))
-    scores, labels, speakers = simulate(rng, n_speakers, n_runs, seed_std)
+    budgets = BUDGETS if quantity == "HV difference" else [1.0]
+    systems = [(m, c) for m in range(1 + ("diff" in quantity)) for c in budgets]
+    mean = SEPARATION + 0.3 * np.log2([c for _, c in systems])
+    scores, labels, speakers = simulate(
+        rng, n_speakers, np.repeat(mean, n_seeds), seed_std
+    )
+    scores = scores.reshape(len(systems), n_seeds, -1)
     found = {}
     for method in methods:
         if method == "speakers, seeds":
-            runs = {
-                system: dict(enumerate(part))
-                for system, part in enumerate(
-                    np.split(scores, n_runs // n_seeds)
-                )
-            }
+            runs = {x: dict(enumerate(y)) for x, y in zip(systems, scores)}
+            seed = int(rng.integers(2**31))
             estimate = bootstrap(
-                lambda eer: eer[0] - eer.get(1, 0.0),
-                runs,
-                labels,
-                speakers,
-                n=n,
-                seed=int(rng.integers(2**31)),
+                statistic, runs, labels, speakers, n=n, seed=seed
             )
             found[method] = estimate.low, estimate.high
-        else:
-            weights = weights_of(method, rng, speakers, n)
-            eers = [weighted_eer(x, labels, weights) for x in scores]
-            value = np.mean(eers[:n_seeds], axis=0)
-            if n_runs > n_seeds:
-                value = value - np.mean(eers[n_seeds:], axis=0)
-            found[method] = tuple(np.percentile(value, [2.5, 97.5]))
+            continue
+        weights = weights_of(method, rng, speakers, n)
+        eers = [
+            np.mean([weighted_eer(x, labels, weights) for x in seeds], axis=0)
+            for seeds in scores
+        ]
+        values = [statistic(dict(zip(systems, row))) for row in zip(*eers)]
+        found[method] = tuple(np.percentile(values, [2.5, 97.5]))
     return found
 
 
@@ -203,10 +228,10 @@ def coverage(scenario, n_sets, n, methods=METHODS):
     Returns
     -------
     found : dict of str to dict
-        By method `coverage` (percent) and `width` (mean, percent EER).
+        By method `coverage` (percent) and `width` (mean).
     """
     rng = np.random.default_rng(0)
-    true = 0.0 if scenario[0] == "difference" else true_eer(scenario[3])
+    true = 0.0 if "diff" in scenario[0] else true_eer(scenario[3])
     ends = [intervals(rng, scenario, n, methods) for _ in range(n_sets)]
     found = {}
     for method in methods:
@@ -250,7 +275,7 @@ def table(rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sets", type=int, default=1000)
-    parser.add_argument("--draws", type=int, default=300)
+    parser.add_argument("--draws", type=int, default=200)
     args = parser.parse_args()
     start = time.process_time()
     rows = []

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.integrate import trapezoid
 from scipy.stats import (
-    norm,
     spearmanr,
     t as student,
 )
@@ -248,8 +247,8 @@ class Estimate(NamedTuple):
     high : float
         Upper end.
     above : float
-        Share of the draws with a statistic above 0, for differences. Not
-        widened as the interval is: 0 or 1 with few seeds is no proof.
+        Share of the draws (of both levels) with a statistic above 0, for
+        differences. Of few seeds 0 or 1 is no proof: trust the interval.
     """
 
     value: Any
@@ -271,23 +270,24 @@ def bootstrap(statistic, runs, labels, conditions, n=1000, seed=0, level=0.95):
     for conditions Ferrer et al., "Good practices for evaluation of machine
     learning systems", 2024.
 
-    Percentiles of a bootstrap of few units are too narrow: the variance of a
-    mean of N comes out too small by (N - 1) / N, and its uncertainty is
-    ignored. Both ends of the percentile interval are therefore moved away
-    from the value by the factor
+    Percentiles of draws of few units are too narrow: the variance of a mean
+    of N comes out (N - 1) / N of what it should be, and is uncertain itself.
+    The interval is therefore Student's, with draws of conditions and of
+    seeds alone, of variance v1 and v2, for C conditions and S seeds (the
+    fewest of a system that has more than one):
 
-        k^2 = (t / z)^2 (v1 C / (C - 1) + v2 S / (S - 1)) / v
+        value +- t sqrt(w1 + w2)
+        w1 = v1 C / (C - 1)
+        w2 = v2 S / (S - 1)
+        degrees of freedom = (w1 + w2)^2 / (w1^2 / (C - 1) + w2^2 / (S - 1))
 
-    with the variances v of the draws and v1, v2 of draws of conditions and of
-    seeds alone, C conditions, S seeds (the fewest of a system that has more
-    than one), t the quantile of Student's distribution and z that of the
-    normal. Degrees of freedom by Satterthwaite, "An approximate distribution
-    of estimates of variance components", Biometrics Bulletin 2, 1946. For
-    one level it is close to the widening of Hesterberg, "What teachers should
-    know about the bootstrap", American Statistician 69, 2015. How often the
-    interval holds the true value: `benchmarks/coverage.py`. With 10
-    conditions it is still a little less than it says; and ends may lie
-    beyond what is possible, as an EER below 0.
+    (Satterthwaite, "An approximate distribution of estimates of variance
+    components", Biometrics Bulletin 2, 1946; Hesterberg, "What teachers should
+    know about the bootstrap", American Statistician 69, 2015.) What is random
+    from trial to trial counts in both terms, so that it is rather too wide.
+    `benchmarks/coverage.py` counts how often it holds the true value: with
+    10 conditions or 3 very different seeds less often than it says. An end
+    may lie beyond what is possible, as an EER below 0.
 
     Arguments
     ---------
@@ -378,8 +378,9 @@ def bootstrap(statistic, runs, labels, conditions, n=1000, seed=0, level=0.95):
         means[3][name] = sum(eers[s][0] * share[s] for s in share)
     value, both, *alone = (_evaluate(statistic, mean) for mean in means)
     seeds = min((len(x) for x in runs.values() if len(x) > 1), default=2)
-    low, high = _interval(value[0], both, alone, [len(names), seeds], level)
-    parts = value[0], low, high, (both > 0).mean(axis=0)
+    half = _half_width(alone, [len(names), seeds], level)
+    above = (both > 0).mean(axis=0)
+    parts = value[0], value[0] - half, value[0] + half, above
     if value[0].ndim == 0:
         parts = (float(x) for x in parts)
     return Estimate(*parts)
@@ -407,19 +408,14 @@ def _evaluate(statistic, means):
     return np.array([statistic(dict(zip(means, row))) for row in rows], float)
 
 
-def _interval(value, both, alone, sizes, level):
-    """The widened percentile interval of `bootstrap`."""
+def _half_width(draws, sizes, level):
+    """Half the interval of `bootstrap`, of draws of one level each."""
     tail = (1 - level) / 2
-    units = np.array(sizes, float).reshape(-1, *[1] * value.ndim)
-    parts = np.stack([x.var(axis=0) for x in alone]) * units / (units - 1)
-    total, spread = parts.sum(axis=0), both.var(axis=0)
-    moving = (total > 0) & (spread > 0)  # else the interval is a point
-    squares = np.where(moving, (parts**2 / (units - 1)).sum(axis=0), 1.0)
-    df = np.where(moving, total**2 / squares, 1.0)
-    wide = np.sqrt(total / np.where(moving, spread, 1.0))
-    wide = wide * student.isf(tail, df) / norm.isf(tail)
-    low, high = np.quantile(both, [tail, 1 - tail], axis=0)
-    return value + wide * (low - value), value + wide * (high - value)
+    w = np.stack([x.var(axis=0) * n / (n - 1) for x, n in zip(draws, sizes)])
+    squares = sum(x**2 / (n - 1) for x, n in zip(w, sizes))
+    total = w.sum(axis=0)
+    df = np.where(squares > 0, total**2 / np.where(squares > 0, squares, 1), 1)
+    return student.isf(tail, df) * np.sqrt(total)
 
 
 def _eers(scores, labels, of, counts):

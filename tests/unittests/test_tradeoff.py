@@ -4,10 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import (
-    norm,
-    t as student,
-)
+from scipy.stats import t as student
 
 from benchmarks import coverage
 from noisegate.metrics import eer
@@ -251,7 +248,7 @@ def test_bootstrap_units_of_both_levels():
 
 @pytest.mark.parametrize("single", [False, True])
 def test_bootstrap_against_confidence_intervals(single):
-    """One seed: the package's percentiles, apart from the widening."""
+    """One seed: Student's interval from the draws of the package."""
     package = pytest.importorskip("confidence_intervals")
     runs, labels, speakers = sweep(seed=3, n_speakers=3 if single else 16)
     scores = runs["small", 1.0][0]
@@ -265,31 +262,24 @@ def test_bootstrap_against_confidence_intervals(single):
         return eer(scores[chosen], labels[chosen])
 
     if single:
-        value, ends = package.evaluate_with_conf_int(
-            scores,
-            lambda y, x: eer(x, y),
-            labels,
-            conditions=speakers,
-            num_bootstraps=300,
-        )
+        theirs = package.Bootstrap(300, lambda y, x: eer(x, y))
+        values = theirs.run(scores, labels, conditions=speakers)
     else:
-        value, ends = package.evaluate_with_conf_int(
-            np.arange(len(names)), of_conditions, num_bootstraps=2000
-        )
+        theirs = package.Bootstrap(2000, of_conditions)
+        values = theirs.run(np.arange(len(names)), None)
     got = bootstrap(
         lambda e: e["x"], {"x": {0: scores}}, labels, speakers, n=2000
     )
     n = len(names)
-    k = student.ppf(0.975, n - 1) / norm.ppf(0.975) * math.sqrt(n / (n - 1))
+    half = student.ppf(0.975, n - 1) * values.std() * math.sqrt(n / (n - 1))
+    value = eer(scores, labels)
+    # Monte-Carlo error of a standard deviation of 300 and of 2000 draws
+    tolerance = 4 * half * math.sqrt(1 / (2 * len(values)) + 1 / 4000)
     assert got.value == value
-    # Monte-Carlo error of the ends: 0.06 standard errors with 2000 draws
-    tolerance = (0.5 if single else 0.3) * (ends[1] - ends[0]) / 4
-    assert value + (got.low - value) / k == pytest.approx(
-        ends[0], abs=tolerance
-    )
-    assert value + (got.high - value) / k == pytest.approx(
-        ends[1], abs=tolerance
-    )
+    assert got.low == pytest.approx(value - half, abs=tolerance)
+    assert got.high == pytest.approx(value + half, abs=tolerance)
+    low, high = np.percentile(values, [2.5, 97.5])
+    assert high - low < 2 * half
 
 
 @pytest.mark.parametrize("n_seeds, seed_std", [(1, 0.0), (3, 0.3)])
@@ -306,7 +296,8 @@ def test_simulation_has_the_true_eer():
     rng = np.random.default_rng(1)
     got = []
     for _ in range(300):
-        scores, labels, _ = coverage.simulate(rng, 20, 5, 0.6)
+        separation = np.full(5, coverage.SEPARATION)
+        scores, labels, _ = coverage.simulate(rng, 20, separation, 0.6)
         ones = np.ones(len(labels), int)
         got.extend(weighted_eer(x, labels, ones) for x in scores)
     # Standard error of the mean: 0.2. Without the seeds it would be 10.6.

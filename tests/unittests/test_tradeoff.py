@@ -1,5 +1,6 @@
 """Trade-off curves and their intervals: by hand, brute force, simulation."""
 
+import json
 import math
 
 import numpy as np
@@ -289,6 +290,13 @@ def test_intervals_cover(n_seeds, seed_std):
     found = coverage.coverage(scenario, 150, 150, ["trials", "speakers, seeds"])
     assert found["trials"]["coverage"] < 90
     assert 90 <= found["speakers, seeds"]["coverage"] <= 99.5
+
+
+def test_the_table_is_that_of_the_results():
+    rows = json.loads(coverage.RESULTS.read_text(encoding="utf-8"))["rows"]
+    assert [tuple(row["scenario"]) for row in rows] == coverage.SCENARIOS
+    readme = coverage.RESULTS.parents[1] / "README.md"
+    assert coverage.table(rows) in readme.read_text(encoding="utf-8")
 
 
 def test_simulation_has_the_true_eer():

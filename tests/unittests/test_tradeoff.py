@@ -231,8 +231,8 @@ def test_bootstrap_is_paired():
     assert got == (0.0, 0.0, 0.0, 0.0)
 
 
-def test_bootstrap_units_of_both_levels():
-    """Either level alone has the width of the textbook's t interval."""
+def test_bootstrap_over_seeds_alone():
+    """Seeds alone: the width of the textbook's t interval."""
     runs, labels, speakers = sweep(n_seeds=5, std=0.5)
     mine = runs["gated", 1.0]
     eers = np.array([eer(x, labels) for x in mine.values()])
@@ -240,11 +240,17 @@ def test_bootstrap_units_of_both_levels():
     copies = {s: np.tile(x, 10) for s, x in mine.items()}
     same = np.repeat(np.arange(10), len(labels))
     got = bootstrap(
-        lambda e: e["x"], {"x": copies}, np.tile(labels, 10), same, n=4000
+        lambda e: [e["x"], e["x"] - eers.mean()],
+        {"x": copies},
+        np.tile(labels, 10),
+        same,
+        n=4000,
     )
     half = student.ppf(0.975, 4) * eers.std(ddof=1) / math.sqrt(5)
-    assert (got.high - got.low) / 2 == pytest.approx(half, rel=0.1)
-    assert got.value == pytest.approx(eers.mean())
+    # Monte-Carlo error 0.011; without the 5 / 4 of the variance 0.894
+    assert (got.high - got.low) / 2 / half == pytest.approx([1, 1], abs=0.04)
+    assert got.value == pytest.approx([eers.mean(), 0.0])
+    assert got.above[0] == 1.0 and 0.4 < got.above[1] < 0.6
 
 
 @pytest.mark.parametrize("single", [False, True])

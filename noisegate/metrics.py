@@ -398,6 +398,44 @@ def affine_calibration(scores, labels):
     return scale, float(b - scale * mean)
 
 
+def calibration_loss(scores, labels, scale, offset):
+    """The part of Cllr that an affine calibration removes, in bits.
+
+        loss = Cllr(scores) - Cllr(scale score + offset)
+
+    Cllr is the cross-entropy at equal priors over that of scores which say
+    nothing (1 bit). 0: nothing to gain; as great as Cllr itself: all of it is
+    bad calibration; negative: what was fitted does not hold on these data.
+    Ferrer and Ramos, "Evaluating posterior probabilities: decision theory,
+    proper scoring rules, and calibration", TMLR, 2025.
+
+    Arguments
+    ---------
+    scores : torch.Tensor (trials,)
+        Finite, taken as natural log-likelihood ratios.
+    labels : torch.Tensor (trials,)
+        1 for target, 0 for non-target; both must occur.
+    scale : float
+        Of `affine_calibration` on validation data.
+    offset : float
+        As the scale, in nats.
+
+    Returns
+    -------
+    loss : float
+        Bits, at most Cllr.
+
+    Example
+    -------
+    >>> scores, labels = [1.0, -1.0, -1.0, -3.0], [1, 1, 0, 0]
+    >>> scale, offset = affine_calibration(scores, labels)
+    >>> round(calibration_loss(scores, labels, scale, offset), 2)
+    0.22
+    """
+    scores, _ = _checked(scores, labels)
+    return cllr(scores, labels) - cllr(scale * scores + offset, labels)
+
+
 class AsvErrors(NamedTuple):
     """Error rates of speaker verification (ASV) at its fixed threshold.
 

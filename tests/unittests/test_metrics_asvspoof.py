@@ -20,6 +20,7 @@ from noisegate.metrics import (
     affine_calibration,
     asv_errors,
     bayes_threshold,
+    calibration_loss,
     cllr,
     confidence_intervals,
     eer,
@@ -214,6 +215,28 @@ def test_calibration_of_separated_and_of_constant_scores():
     assert 1 < scale < 1e4 and cllr([offset, scale + offset], [0, 1]) < 0.01
     scale, offset = affine_calibration([3.0, 3.0, 3.0], [0, 1, 0])
     assert cllr([scale * 3.0 + offset] * 3, [0, 1, 0]) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_calibration_loss_against_expected_cost(seed):
+    wrappers = pytest.importorskip("expected_cost.psrcal_wrappers")
+    utils = pytest.importorskip("expected_cost.utils")
+    scale, offset = affine_calibration(*trials(seed + 10))
+    scores, labels = trials(seed)
+    # As many of each class: the package has other priors in 32 bit only
+    n = min(labels.sum(), (1 - labels).sum())
+    kept = np.concatenate([np.flatnonzero(labels == y)[:n] for y in (0, 1)])
+    labels = labels[kept]
+    scores = 3.0 * scores[kept] + 1.0  # too sure, and shifted
+    losses = []
+    for llr in (scores, scale * scores + offset):
+        posteriors = utils.llrs_to_logpost(llr, np.array([0.5, 0.5]))
+        loss = wrappers.LogLoss(posteriors, labels, norm=False)
+        losses.append(float(loss) / math.log(2))
+        assert cllr(llr, labels) == pytest.approx(losses[-1], abs=1e-9)
+    got = calibration_loss(scores, labels, scale, offset)
+    assert got == pytest.approx(losses[0] - losses[1], abs=1e-9)
+    assert calibration_loss(scores, labels, 1.0, 0.0) == 0.0
 
 
 def interval(scores, labels, speakers, n_bootstraps=50, **kwargs):

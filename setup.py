@@ -46,6 +46,7 @@ setup(
             "fvcore",
             "torch-pruning==1.6.*",
             "expected-cost",
+            "submitit",
         ],
         # What recipes compare with
         "rivals": ["torch-pruning==1.6.*"],
@@ -56,6 +57,8 @@ setup(
             "onnxruntime",
             "onnxscript",
         ],
+        # noisegate sweep --slurm
+        "slurm": ["submitit"],
         "docs": ["mkdocs"],
     },
 )

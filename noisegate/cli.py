@@ -148,6 +148,11 @@ def _list_of(convert):
     return lambda text: [convert(item) for item in text.split(",")]
 
 
+def _options(text):
+    pairs = [item.partition("=") for item in text.split(",") if item]
+    return {key: int(v) if v.isdigit() else v for key, _, v in pairs}
+
+
 def _sweep(parser, known, overrides):
     """Runs a sweep and prints its table; the exit status tells of failures."""
     if overrides[:1] == ["--"]:
@@ -162,7 +167,7 @@ def _sweep(parser, known, overrides):
             known.seeds,
             overrides,
         )
-        failed = sweep.run(known.jobs, known.retry)
+        failed = sweep.run(known.jobs, known.retry, known.slurm)
         print(write_summary(sweep, known.metric))
         print(f"\nfigures of each cell: {sweep.folder / 'cells.csv'}")
     except KeyboardInterrupt:
@@ -218,6 +223,13 @@ def main(arguments=None):
     sweep.add_argument("--jobs", type=int, default=1, help="cells at a time")
     sweep.add_argument(
         "--retry", action="store_true", help="run cells that failed once more"
+    )
+    sweep.add_argument(
+        "--slurm",
+        type=_options,
+        metavar="KEY=VALUE,...",
+        help="run cells as jobs of Slurm, with these options of sbatch: "
+        "partition=gpu,time=60,gres=gpu:1",
     )
     sweep.add_argument("--metric", help="figure of the table, EER by default")
     known, overrides = parser.parse_known_args(arguments)

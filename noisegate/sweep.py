@@ -16,6 +16,7 @@ import fcntl
 import io
 import json
 import os
+import shlex
 import signal
 import statistics
 import subprocess
@@ -63,6 +64,17 @@ _LOSS_KEYS = {
 }
 _METRICS = ("EER", "error_rate", "error", "loss")  # the first that is there
 _POLL_S = 0.5
+_SLURM_PAUSE_S = 30.0
+_SLURM_ACTIVE = (
+    "PENDING",
+    "CONFIGURING",
+    "RUNNING",
+    "COMPLETING",
+    "SUSPENDED",
+    "REQUEUED",
+    "REQUEUE_HOLD",
+    "PREEMPTED",
+)
 
 
 def derive(text, method):
@@ -314,13 +326,14 @@ class Sweep:
             *self.overrides,
         ]
 
-    def run(self, n_jobs=1, retry=False):
+    def run(self, n_jobs=1, retry=False, slurm=None):
         """Runs what is not finished, some cells at a time.
 
         A cell that failed is not run again unless asked for; a cell that was
         interrupted goes on from its last checkpoint. If this process is
-        stopped, so are the cells. If it is killed, they run on, and the next
-        call waits for them.
+        stopped, so are the cells that run on this machine; jobs of Slurm stay
+        in the queue. What still runs when this process has ended is waited
+        for by the next call.
 
         Arguments
         ---------
@@ -328,6 +341,10 @@ class Sweep:
             Number of cells at a time; they share the processors.
         retry : bool
             Whether cells that failed are run once more.
+        slurm : dict
+            If given, cells are jobs of Slurm: options of sbatch, as
+            ``submitit.SlurmExecutor.update_parameters`` takes them
+            (``partition``, ``time`` in minutes, ``gres``, ...).
 
         Returns
         -------
@@ -339,10 +356,10 @@ class Sweep:
             mark = self.place(cell.name) / "failed.txt"
             if retry and mark.exists():
                 mark.unlink()
-            if mark.exists():
-                failed.append(cell.name)
-            elif not self.finished(cell.name):
-                waiting.append(cell)
+            if self.finished(cell.name):
+                continue
+            (failed if mark.exists() else waiting).append(cell)
+        failed = [cell.name for cell in failed]
         n_done = len(self.cells) - len(waiting) - len(failed)
         bar = tqdm(total=len(self.cells), initial=n_done, unit="cell")
         running, shown = [], None
@@ -362,7 +379,10 @@ class Sweep:
                 ]
                 for cell in ready[: max(0, n_jobs - len(running))]:
                     waiting.remove(cell)
-                    running.append(_Run(self, cell, n_jobs))
+                    if slurm is None:
+                        running.append(_Run(self, cell, n_jobs))
+                    else:
+                        running.append(_SlurmRun(self, cell, slurm))
                 time.sleep(_POLL_S)
                 for run in [run for run in running if run.ended()]:
                     running.remove(run)
@@ -371,8 +391,7 @@ class Sweep:
                         bar.update()
                         continue
                     failed.append(name)
-                    log = self.place(name) / "stdout.txt"
-                    text = f"exit status {run.process.returncode}, see {log}"
+                    text = f"{run.outcome()}, see {run.log}"
                     _write(self.place(name) / "failed.txt", text + "\n")
                     bar.write(f"{name}: {text}", file=sys.stderr)
                 names = ", ".join(run.cell.name for run in running)
@@ -416,13 +435,14 @@ class _Run:
         self.sweep, self.cell, self.n_jobs = sweep, cell, n_jobs
         self.folder = sweep.place(cell.name)
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.log = self.folder / "stdout.txt"
         # Is held until the process of the cell ends, whoever started it
         self.lock = open(self.folder / "lock", "w", encoding="utf-8")
         self.process = None
 
     def _start(self):
         threads = str(max(1, (os.cpu_count() or 1) // self.n_jobs))
-        with open(self.folder / "stdout.txt", "ab") as out:
+        with open(self.log, "ab") as out:
             self.process = subprocess.Popen(
                 self.sweep.command(self.cell),
                 cwd=self.sweep.script.parent,
@@ -447,12 +467,72 @@ class _Run:
             self.lock.close()
         return ended
 
+    def outcome(self):
+        """How it ended."""
+        return f"exit status {self.process.returncode}"
+
     def stop(self):
         """Ends the process and those that it has started."""
         self.lock.close()
         if self.process is not None and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGTERM)
             self.process.wait()
+
+
+class _SlurmRun:
+    """A cell that is a job of Slurm, of this call or of an earlier one."""
+
+    def __init__(self, sweep, cell, options):
+        self.cell = cell
+        folder = sweep.place(cell.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.log = folder / "stdout.txt"
+        self.note = folder / "slurm_job.txt"
+        if not self.note.exists():
+            _write(self.note, self._submit(sweep, folder, options))
+        self.job = self.note.read_text(encoding="utf-8")
+        self.asked, self.pause_s = time.monotonic(), 1.0
+
+    def _submit(self, sweep, folder, options):
+        import submitit
+
+        executor = submitit.SlurmExecutor(folder / "slurm")
+        executor.update_parameters(**{"job_name": self.cell.name, **options})
+        line = shlex.join(sweep.command(self.cell))
+        line += f" >> {shlex.quote(str(self.log))} 2>&1"
+        function = submitit.helpers.CommandFunction(
+            ["bash", "-c", line], verbose=False, cwd=sweep.script.parent
+        )
+        return executor.submit(function).job_id
+
+    def ended(self):
+        """Whether the job has left the queue; seldom asks."""
+        if time.monotonic() < self.asked + self.pause_s:
+            return False
+        self.asked = time.monotonic()
+        self.pause_s = min(_SLURM_PAUSE_S, 2 * self.pause_s)
+        answer = subprocess.run(
+            ["squeue", "--noheader", "--states=all", "--format=%T"]
+            + [f"--jobs={self.job}"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        # Jobs that ended some minutes ago are not known any more
+        unknown = "Invalid job id" in answer.stderr
+        if answer.returncode and not unknown:
+            return False  # the controller does not answer
+        if answer.stdout.strip() in _SLURM_ACTIVE:
+            return False
+        self.note.unlink()
+        return True
+
+    def outcome(self):
+        """How it ended."""
+        return f"job {self.job} of Slurm ended without a result"
+
+    def stop(self):
+        """Leaves the job in the queue."""
 
 
 def _interrupt(number, frame):

@@ -81,7 +81,7 @@ def describe(gates):
     ...     print(*line.split())
     group kind channels smallest step MACs/s share
     hidden linear 16 1 1 1296 100.0 % read by out.w
-    features features 8 - - 0 0.0 % no gate: the input of the model
+    features features 8 - - - - no gate: the input of the model
     out linear 1 - - 144 11.1 % no gate: the output of the model
     <BLANKLINE>
     gated: 1 of 3 groups; MACs/s 1296, at the smallest widths 81 (6.2 %)
@@ -97,6 +97,9 @@ def describe(gates):
         # What is left with two widths gives the slope, and so what depends
         macs = total - cost.macs({group.name: 0})
         share = f"{100 * macs / total:.1f} %" if total else "-"
+        per_second = round(macs / cost.seconds)
+        if not group.ports:  # the input, whose width is not looked at
+            per_second, share = "-", "-"
         if gate is None:
             reason = group.fixed or "not asked for"
             limits, note = ("-", "-"), f"no gate: {reason}"
@@ -114,7 +117,7 @@ def describe(gates):
                     group.kind,
                     size,
                     *limits,
-                    round(macs / cost.seconds),
+                    per_second,
                     share,
                     note,
                 ),
@@ -168,8 +171,9 @@ def _sweep(parser, known, overrides):
             overrides,
         )
         failed = sweep.run(known.jobs, known.retry, known.slurm)
-        print(write_summary(sweep, known.metric))
-        print(f"\nfigures of each cell: {sweep.folder / 'cells.csv'}")
+        if sweep.results():
+            print(write_summary(sweep, known.metric))
+            print(f"\nfigures of each cell: {sweep.folder / 'cells.csv'}")
     except KeyboardInterrupt:
         parser.exit(130, "stopped; the same command goes on\n")
     except (ValueError, OSError) as error:

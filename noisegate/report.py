@@ -100,8 +100,10 @@ def _spread(values):
     values = list(values)
     if not values:
         return "-"
-    text = f"{mean(values):.4g}"
-    return text + (f" ± {stdev(values):.2g}" if len(values) > 1 else "")
+    spread = ""
+    if len(values) > 1 and all(map(math.isfinite, values)):
+        spread = f" ± {stdev(values):.2g}"
+    return f"{mean(values):.4g}{spread}"
 
 
 def _plot(name, traces, frames=(), **layout):
@@ -611,6 +613,7 @@ def _to_html(block):
         plot = parts[1].to_html(
             full_html=False,
             include_plotlyjs=False,
+            auto_play=False,
             div_id=parts[0],
             config={"displaylogo": False, "responsive": True},
         )

@@ -15,6 +15,7 @@ import dataclasses
 import fcntl
 import io
 import json
+import math
 import os
 import signal
 import statistics
@@ -620,7 +621,8 @@ def summarize(results, metric=None):
         group = groups[key]
         values = [row[f"test {metric}"] for row in group]
         spread = ""
-        if len(values) > 1:
+        # statistics.stdev fails where a figure is not finite
+        if len(values) > 1 and all(map(math.isfinite, values)):
             spread = f" ± {statistics.stdev(values):.4g}"
 
         def mean(column, group=group):

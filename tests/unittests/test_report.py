@@ -299,7 +299,7 @@ document.title += ";" + plot.data.map(x => x.visible + " " + x.text).join();
         + [f"--user-data-dir={tmp_path / 'profile'}", copy.as_uri()],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=120,
     )
     assert run.returncode == 0, run.stderr
     assert "CONSOLE" not in run.stderr

@@ -112,7 +112,7 @@ def _plot(name, traces, frames=(), **layout):
 
     figure = go.Figure(data=traces, frames=frames)
     figure.update_layout(template="plotly_white", font_size=14, height=520)
-    figure.update_layout(margin={"t": 60, "r": 20, "b": 60}, **layout)
+    figure.update_layout(margin={"t": 90, "r": 20, "b": 60}, **layout)
     return "plot", name, figure
 
 
@@ -136,7 +136,7 @@ def _tradeoff(data):
         points = sorted(data.points(method), key=lambda p: p[2])
         errors = [data.values(p[:2]) for p in points]
         shares = [data.values(p[:2], "macs_share") for p in points]
-        spreads = [stdev(e.values()) if len(e) > 1 else 0 for e in errors]
+        spreads = [stdev(e.values()) if len(e) > 1 else None for e in errors]
         look = {"marker": {"color": _COLOURS[method], "size": 9}}
         look["legendgroup"] = method
         line = {
@@ -349,7 +349,7 @@ def _epochs(data):
             "type": "bar",
             "x": [html.escape(name) for name in widths],
             "y": [width / top[name] for name, width in widths.items()],
-            "text": [f"{width:.4g}" for width in widths.values()],
+            "text": [f"{width:.3g}" for width in widths.values()],
             "hovertext": [
                 f"{width:.4g} of {top[name]}" for name, width in widths.items()
             ],
@@ -513,7 +513,7 @@ def _det(data):
     budgets = [b for b in budgets if b != "budget 1"] or budgets
     for trace, names in zip(traces, shown):
         trace["visible"] = budgets[0] in names
-    percent = [0.1, 0.5, 1, 2, 5, 10, 20, 40, 60, 80, 95]
+    percent = [0.1, 0.5, 1, 2, 5, 10, 20, 40, 60, 80, 95, 99]
     axis = {"tickvals": norm.ppf(np.divide(percent, 100)).tolist()}
     axis |= {"ticktext": [f"{p:g}" for p in percent], "zeroline": False}
     yield _plot(

@@ -41,3 +41,4 @@ sweep-demo: check-torch
 	--folder=results/sweep-demo --budgets=1,0.25,0.125 \
 	--methods=noise,stochastic,narrow --seeds=2 --jobs=2 \
 	-- --teacher_widths=[16]
+	$(BIN)/noisegate report results/sweep-demo

@@ -14,6 +14,7 @@ asvspoof = [
     "scikit-learn",
     "confidence-intervals",
 ]
+report = "plotly==7.*"
 
 setup(
     name="noisegate",
@@ -47,7 +48,10 @@ setup(
             "torch-pruning==1.6.*",
             "expected-cost",
             "submitit",
+            report,
         ],
+        # noisegate report
+        "report": [report],
         # What recipes compare with
         "rivals": ["torch-pruning==1.6.*"],
         # benchmarks/zoo.py; without them its column on ONNX is left out

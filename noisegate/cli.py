@@ -14,6 +14,7 @@ import speechbrain as sb
 from hyperpyyaml import load_hyperpyyaml
 
 from noisegate.attach import Gates
+from noisegate.report import write_report
 from noisegate.sweep import METHODS, Sweep, write_summary
 
 
@@ -236,7 +237,25 @@ def main(arguments=None):
         "partition=gpu,time=60,gres=gpu:1",
     )
     sweep.add_argument("--metric", help="figure of the table, EER by default")
+    report = commands.add_parser(
+        "report",
+        help="write a page about a sweep",
+        description="Writes report.html, which needs no network, report.md "
+        "and cells.csv into the folder of a sweep.",
+    )
+    report.add_argument("folder", help="--folder of the sweep")
+    report.add_argument(
+        "--metric", help="figure of the curves, EER by default; less is better"
+    )
     known, overrides = parser.parse_known_args(arguments)
+    if known.command == "report":
+        if overrides:
+            parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+        try:
+            print(f"report: {write_report(known.folder, known.metric)}")
+        except (ImportError, ValueError, OSError) as error:
+            parser.exit(1, f"noisegate: {error}\n")
+        return
     if known.command == "sweep":
         _sweep(parser, known, overrides)
         return

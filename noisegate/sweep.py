@@ -15,6 +15,7 @@ import dataclasses
 import fcntl
 import io
 import json
+import math
 import os
 import shlex
 import signal
@@ -22,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Optional
 
 from ruamel.yaml import YAML
@@ -185,12 +186,126 @@ class Cell:
         return f"{self.method}_{self.budget:g}_{self.seed}"
 
 
-class Sweep:
+class SweepFolder:
     """The cells of a sweep and the folder that they are kept in.
 
     The folder has ``sweep.json`` (what was asked for), ``hparams`` (the YAML
     of each method), and ``cells/<method>_<budget>_<seed>`` with the outputs of
     each run, its ``stdout.txt`` among them.
+
+    Arguments
+    ---------
+    folder : str
+        The folder.
+    cells : list of Cell
+        Its cells.
+    plan : dict
+        What is in ``sweep.json``: "recipe", "hparams", "overrides".
+    """
+
+    def __init__(self, folder, cells, plan):
+        self.folder = Path(folder).resolve()
+        self.cells = cells
+        self.plan = plan
+
+    @classmethod
+    def read(cls, folder):
+        """Opens a sweep from its folder alone, with all cells there.
+
+        Arguments
+        ---------
+        folder : str
+            The folder.
+
+        Returns
+        -------
+        SweepFolder
+
+        Raises
+        ------
+        ValueError
+            If it holds no sweep.
+        """
+        path = Path(folder) / "sweep.json"
+        if not path.is_file():
+            raise ValueError(
+                f"{folder} is not the folder of a sweep, it has no sweep.json"
+            )
+        cells, order = [], list(METHODS)
+        for place in Path(folder).glob("cells/*/"):
+            method, *numbers = place.name.rsplit("_", 2)
+            try:
+                budget, seed = float(numbers[0]), int(numbers[1])
+            except (ValueError, IndexError):
+                continue  # not of the sweep
+            cell = Cell(method, budget, seed)
+            if method == "retrained":
+                cell.needs = Cell("noise", budget, seed).name
+            if method in METHODS and cell.name == place.name:
+                cells.append(cell)
+        cells.sort(key=lambda c: (c.seed, -c.budget, order.index(c.method)))
+        return cls(folder, cells, json.loads(path.read_text(encoding="utf-8")))
+
+    def place(self, name):
+        """Path : the folder of a cell."""
+        return self.folder / "cells" / name
+
+    def finished(self, name):
+        """bool : whether a cell has a result."""
+        return (self.place(name) / "result.json").exists()
+
+    def arguments(self, cell, folder=None):
+        """Returns what the recipe's train.py is called with for a cell.
+
+        Arguments
+        ---------
+        cell : Cell
+            The cell.
+        folder : str
+            Stands for the folder of the sweep, if given.
+
+        Returns
+        -------
+        list of str
+        """
+        folder = PurePath(self.folder if folder is None else folder)
+        more = []
+        if cell.needs is not None:
+            result = folder / "cells" / cell.needs / "result.json"
+            more = [f"--complexity_loss={{widths: '{result}'}}"]
+        return [
+            str(folder / "hparams" / f"{cell.method}.yaml"),
+            f"--seed={cell.seed}",
+            f"--budget={cell.budget:g}",
+            f"--output_folder={folder / 'cells' / cell.name}",
+            "--noprogressbar",
+            *more,
+            *self.plan["overrides"],
+        ]
+
+    def results(self):
+        """Returns the results of the finished cells.
+
+        Returns
+        -------
+        list of (Cell, dict)
+        """
+        return [
+            (
+                cell,
+                json.loads(
+                    (self.place(cell.name) / "result.json").read_text(
+                        encoding="utf-8"
+                    )
+                ),
+            )
+            for cell in self.cells
+            if self.finished(cell.name)
+        ]
+
+
+class Sweep(SweepFolder):
+    """A sweep that can be run.
 
     Arguments
     ---------
@@ -227,8 +342,12 @@ class Sweep:
         if not scripts:
             raise ValueError(f"there is no train.py in {places[0]}")
         self.script = scripts[0]
-        self.folder = Path(folder).resolve()
-        self.overrides = list(overrides)
+        plan = {
+            "recipe": str(self.script.parent.name),
+            "hparams": hparams_file.name,
+            "overrides": list(overrides),
+        }
+        super().__init__(folder, [], plan)
         text = hparams_file.read_text(encoding="utf-8")
         self.hparams = {"dense": derive(text, "dense")}
         for method in methods:
@@ -249,7 +368,6 @@ class Sweep:
         if "retrained" in self.hparams and "noise" not in self.hparams:
             raise ValueError("'retrained' takes the widths of 'noise': add it")
         first = int(YAML().load(text)["seed"])
-        self.cells = []
         for seed in range(first, first + n_seeds):
             for budget in sorted(set(budgets), reverse=True):
                 if budget == 1:
@@ -267,18 +385,13 @@ class Sweep:
     def _write_plan(self, hparams_file):
         """Notes what is run, and refuses to mix it with something else."""
         (self.folder / "hparams").mkdir(parents=True, exist_ok=True)
-        plan = {
-            "recipe": str(self.script.parent.name),
-            "hparams": hparams_file.name,
-            "overrides": self.overrides,
-        }
         path = self.folder / "sweep.json"
         if path.exists():
             before = json.loads(path.read_text(encoding="utf-8"))
-            if before != plan:
+            if before != self.plan:
                 raise ValueError(
                     f"{self.folder} holds another sweep: {before}, asked for "
-                    f"is {plan}"
+                    f"is {self.plan}"
                 )
         for name, text in self.hparams.items():
             yaml = self.folder / "hparams" / f"{name}.yaml"
@@ -288,15 +401,7 @@ class Sweep:
                     "recipe has changed, take another folder"
                 )
             _write(yaml, text)
-        _write(path, json.dumps(plan, indent=2) + "\n")
-
-    def place(self, name):
-        """Path : the folder of a cell."""
-        return self.folder / "cells" / name
-
-    def finished(self, name):
-        """bool : whether a cell has a result."""
-        return (self.place(name) / "result.json").exists()
+        _write(path, json.dumps(self.plan, indent=2) + "\n")
 
     def command(self, cell):
         """Returns the command that runs a cell.
@@ -310,21 +415,7 @@ class Sweep:
         -------
         list of str
         """
-        more = []
-        if cell.needs is not None:
-            result = self.place(cell.needs) / "result.json"
-            more = [f"--complexity_loss={{widths: '{result}'}}"]
-        return [
-            sys.executable,
-            str(self.script),
-            str(self.folder / "hparams" / f"{cell.method}.yaml"),
-            f"--seed={cell.seed}",
-            f"--budget={cell.budget:g}",
-            f"--output_folder={self.place(cell.name)}",
-            "--noprogressbar",
-            *more,
-            *self.overrides,
-        ]
+        return [sys.executable, str(self.script), *self.arguments(cell)]
 
     def run(self, n_jobs=1, retry=False, slurm=None):
         """Runs what is not finished, some cells at a time.
@@ -406,26 +497,6 @@ class Sweep:
             signal.signal(signal.SIGTERM, before)
             bar.close()
         return failed
-
-    def results(self):
-        """Returns the results of the finished cells.
-
-        Returns
-        -------
-        list of (Cell, dict)
-        """
-        return [
-            (
-                cell,
-                json.loads(
-                    (self.place(cell.name) / "result.json").read_text(
-                        encoding="utf-8"
-                    )
-                ),
-            )
-            for cell in self.cells
-            if self.finished(cell.name)
-        ]
 
 
 class _Run:
@@ -546,13 +617,40 @@ def _write(path, text):
     part.replace(path)
 
 
+def find_metric(rows, metric=None):
+    """Returns the figure that a sweep is judged by.
+
+    Arguments
+    ---------
+    rows : list of dict
+        See :func:`summarize`.
+    metric : str
+        The figure asked for, if any.
+
+    Returns
+    -------
+    str
+        It, or the first of EER, error rate, error and loss that all have.
+
+    Raises
+    ------
+    ValueError
+        If a cell does not have it.
+    """
+    wanted = [metric] if metric else _METRICS
+    for name in wanted:
+        if all(f"test {name}" in row for row in rows):
+            return name
+    raise ValueError(f"not all results have a figure 'test' of {wanted}")
+
+
 def summarize(results, metric=None):
     """Returns a table of a sweep, and all figures.
 
     Arguments
     ---------
     results : list of (Cell, dict)
-        See :meth:`Sweep.results`.
+        See :meth:`SweepFolder.results`.
     metric : str
         Key of "test" in the results; EER, error or loss if None, the first
         that there is.
@@ -589,13 +687,10 @@ def summarize(results, metric=None):
         rows.append(row)
     if not rows:
         raise ValueError("no cell is finished")
-    wanted = [metric] if metric else _METRICS
-    found = [m for m in wanted if all(f"test {m}" in row for row in rows)]
-    if not found:
-        raise ValueError(f"not all results have a figure 'test' of {wanted}")
+    metric = find_metric(rows, metric)
     lines = [
         f"| method | budget | n | of dense MACs | parameters | steps "
-        f"| {found[0]} (test) |",
+        f"| {metric} (test) |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     groups = {}
@@ -604,9 +699,10 @@ def summarize(results, metric=None):
     order = list(METHODS)
     for key in sorted(groups, key=lambda k: (k[0], order.index(k[1]))):
         group = groups[key]
-        values = [row[f"test {found[0]}"] for row in group]
+        values = [row[f"test {metric}"] for row in group]
         spread = ""
-        if len(values) > 1:
+        # statistics.stdev fails where a figure is not finite
+        if len(values) > 1 and all(map(math.isfinite, values)):
             spread = f" ± {statistics.stdev(values):.4g}"
 
         def mean(column, group=group):
@@ -626,7 +722,7 @@ def write_summary(sweep, metric=None):
 
     Arguments
     ---------
-    sweep : Sweep
+    sweep : SweepFolder
         The sweep.
     metric : str
         See :func:`summarize`.

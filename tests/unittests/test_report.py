@@ -1,0 +1,311 @@
+"""noisegate report, on sweeps of hand-made figures."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html import unescape
+from html.parser import HTMLParser
+
+import pytest
+
+from noisegate.cli import main
+from noisegate.metrics import write_scores
+from noisegate.report import write_report
+
+BAD = "</script><script>alert('|')</script>"  # a name that breaks pages
+# EER by method and budget, of seeds 1 and 2
+EERS = {
+    ("dense", 1.0): [2.0, 4.0],
+    ("noise", 0.5): [4.0, 4.0],
+    ("narrow", 0.5): [5.0, 7.0],
+    ("noise", 0.25): [6.0, 8.0],
+    ("narrow", 0.25): [10.0, 16.0],
+}
+
+
+def write_cell(folder, method, budget, seed, eer):
+    """Writes what a run leaves."""
+    place = folder / "cells" / f"{method}_{budget:g}_{seed}"
+    place.mkdir(parents=True)
+    widths = {"conv": round(64 * budget) + seed - 1, BAD: 10, "out": 1}
+    if method == "dense":
+        widths["conv"] = 64
+    result = {
+        "seed": seed,
+        "widths": widths,
+        "params": round(1000 * budget),
+        "macs_per_second": 4096 * budget,
+        "macs_per_second_full": 4096,
+        "steps": 192,
+        "test": {"EER": eer, "EER <5": 2 * eer, "EER A07": 3 * eer, "x": None},
+        "versions": {"noisegate": "0.1.0", "commit": "abc1234"},
+    }
+    (place / "result.json").write_text(json.dumps(result))
+    lines = [
+        {"epoch": epoch, "macs_per_second": 4096, "width conv": width}
+        for epoch, width in [(1, 64.0), (2, 40.5), (2, 48.5), (3, 16.0)]
+    ]
+    if method == "noise":
+        text = "\n".join(json.dumps(line) for line in lines)
+        (place / "gates.jsonl").write_text(text[:-9] + "\n" + text)
+    labels = [1, 1, 1, 0, 0, 0]
+    scores = [3.0, 2.0, 0.5 + budget, 1.2, 0.0, -1.0]
+    write_scores(place / "scores.txt", "abcdef", "---AAA", labels, scores)
+
+
+def write_sweep(folder, eers=EERS, n_seeds=2):
+    """Writes the folder of a sweep."""
+    folder.mkdir(exist_ok=True)
+    overrides = ["--data_folder=/corpora/la", "--widths=[16]", f"--note={BAD}"]
+    plan = {"recipe": "Toy", "hparams": "a<b>.yaml", "overrides": overrides}
+    (folder / "sweep.json").write_text(json.dumps(plan))
+    for (method, budget), figures in eers.items():
+        for seed, eer in enumerate(figures[:n_seeds], 1):
+            write_cell(folder, method, budget, seed, eer)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """A folder with its report, and a cell that failed."""
+    pytest.importorskip("plotly")
+    folder = write_sweep(tmp_path_factory.mktemp("sweep"))
+    failed = folder / "cells" / "retrained_0.25_1"
+    failed.mkdir()
+    text = f"exit status 1, see {failed / 'stdout.txt'}\n"
+    (failed / "failed.txt").write_text(text)
+    (folder / "cells" / "notes").mkdir()
+    write_report(folder)
+    return folder
+
+
+def tables(folder):
+    """Tables of the Markdown file, each a list of rows."""
+    found, last = [], ""
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    for line in text.splitlines():
+        if line.startswith("| "):
+            if not last.startswith("| "):
+                found.append([])
+            cells = re.split(r" (?<!\\)\| ", line[2:-2])
+            found[-1].append([unescape(x).replace("\\|", "|") for x in cells])
+        last = line
+    return [[rows[0], *rows[2:]] for rows in found]
+
+
+class Page(HTMLParser):
+    """Tables, plots and references of a page."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tables, self.ids, self.references = [], [], []
+        self.tags, self.cell = [], None
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "srcset", "data", "action"):
+                self.references.append(value)
+            if name == "id":
+                self.ids.append(value)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+            self.cell = tag
+
+    def handle_endtag(self, tag):
+        if tag == self.cell:
+            self.cell = None
+
+    def handle_data(self, data):
+        if self.cell:
+            self.tables[-1][-1][-1] += data
+
+
+def test_figures_of_the_curves(sweep):
+    """Equal to those computed by hand."""
+    summary, quality, differences = tables(sweep)[:3]
+    assert summary[1][:4] == ["dense", "1", "2", "1.000"]
+    assert summary[1][-1] == "3 ± 1.414"
+    # Greatest error 16, two halvings: (16 - 4 + 16 - 7) / 32 and
+    # (16 - 6 + 16 - 13) / 32
+    ranks = ["-0.89", "0"]  # -14 / sqrt(16 15.5)
+    assert quality[1] == ["noise", "2"] + ["0.25, 0.5, 1", "0.25, 0.5"] + [
+        "0.6562",
+        *ranks,
+    ]
+    assert quality[2][:5] == ["narrow", "2", "0.25, 0.5, 1", "none", "0.4062"]
+    # Means of two, plus and minus 12.706 standard errors of 1, 2 and 3/32
+    assert differences[1:] == [
+        ["EER", "narrow", "0.5", "+2", "-10.71 to +14.71", "2"],
+        ["EER", "narrow", "0.25", "+6", "-19.41 to +31.41", "2"],
+        ["hypervolume", "narrow", "0.5, 0.25", "-0.25"]
+        + ["-1.441 to +0.9412", "2"],
+    ]
+
+
+def test_widths_conditions_and_runs(sweep):
+    """Means over seeds; failed cells with their log."""
+    widths, conditions, runs, failed = tables(sweep)[3:]
+    assert widths[0] == ["channels of", "full", "noise 0.5", "narrow 0.5"] + [
+        "noise 0.25",
+        "narrow 0.25",
+    ]
+    assert widths[1] == ["conv", "64", "32.5", "32.5", "16.5", "16.5"]
+    assert widths[2][0] == BAD
+    assert conditions[0] == ["budget", "method", "<5", "A07"]
+    assert conditions[1] == ["1", "dense", "6 ± 2.8", "9 ± 4.2"]
+    assert conditions[-1] == ["0.25", "narrow", "26 ± 8.5", "39 ± 13"]
+    assert runs[0][5:] == ["test EER", "versions", "commit"]
+    assert len(runs) == 11
+    assert runs[2] == ["noise_0.5_1", "1", "0.5000", "500", "192", "4"] + [
+        "noisegate 0.1.0",
+        "abc1234",
+    ]
+    log = "cells/retrained_0.25_1/stdout.txt"
+    assert failed[1:] == [["retrained_0.25_1", "exit status 1", log]]
+    lines = (sweep / "cells.csv").read_text().splitlines()
+    assert len(lines) == 11 and lines[0].startswith("method,budget,seed")
+
+
+def test_commands_hold_no_path_of_the_machine(sweep):
+    """But can be run where SWEEP is set."""
+    text = (sweep / "report.md").read_text()
+    assert (
+        "python train.py $SWEEP/hparams/retrained.yaml --seed=1 --budget=0.25 "
+        "--output_folder=$SWEEP/cells/retrained_0.25_1 --noprogressbar "
+        "\"--complexity_loss={widths: '$SWEEP/cells/noise_0.25_1/result.json'}"
+        "\" --data_folder=PATH '--widths=[16]'" in text
+    )
+    for name in ("report.md", "report.html"):
+        text = (sweep / name).read_text()
+        assert "/corpora" not in text and str(sweep) not in text
+
+
+def test_the_page_loads_nothing_and_is_escaped(sweep):
+    """One file with all plots, and the tables of the Markdown file."""
+    page = Page(sweep / "report.html")
+    assert page.references == []
+    plots = ["tradeoff", "epochs", "widths", "det"]
+    assert [name for name in page.ids if name in plots] == plots
+    assert page.tables == tables(sweep)
+    text = (sweep / "report.html").read_text(encoding="utf-8")
+    assert BAD not in text and "a&lt;b&gt;.yaml" in text
+    assert "@import" not in text.partition("</style>")[0]
+    assert not {"b", "iframe", "link", "img"} & set(page.tags)
+
+
+def test_the_same_bytes_again(sweep):
+    """Nothing in it is of the time or drawn."""
+    names = ("report.html", "report.md", "cells.csv")
+    before = [(sweep / name).read_bytes() for name in names]
+    write_report(sweep)
+    assert before == [(sweep / name).read_bytes() for name in names]
+
+
+@pytest.mark.parametrize(
+    "groups, n_seeds, missing",
+    [
+        (list(EERS), 1, "±"),
+        (list(EERS)[1:], 2, "dashed line"),
+        (list(EERS)[:1], 2, "minus noise"),
+        ([("narrow", 0.25)], 1, "minus noise"),
+        ([("noise", 0.5), ("narrow", 0.25)], 2, "minus noise"),
+    ],
+)
+def test_sweeps_that_lack_something(tmp_path, groups, n_seeds, missing):
+    """Give a page without what depends on it."""
+    pytest.importorskip("plotly")
+    write_sweep(tmp_path, {group: EERS[group] for group in groups}, n_seeds)
+    write_report(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert missing not in text.partition("5. By condition")[0]
+
+
+def test_history_in_the_result_and_a_figure_that_is_nan(tmp_path):
+    """As recipe Synthetic keeps it; a cell without a figure is named."""
+    pytest.importorskip("plotly")
+    write_sweep(tmp_path)
+    (tmp_path / "cells/noise_0.5_1/gates.jsonl").unlink()
+    path = tmp_path / "cells/noise_0.5_1/result.json"
+    result = json.loads(path.read_text())
+    result["history"] = [{"loss": 1.0, "width conv": 63.25}]
+    path.write_text(json.dumps(result))
+    path = tmp_path / "cells/noise_0.5_2/result.json"
+    result = json.loads(path.read_text())
+    result["test"].update({"EER": float("nan"), "EER <5": float("inf")})
+    path.write_text(json.dumps(result))
+    write_report(tmp_path)
+    assert "63.25 of 64" in (tmp_path / "report.html").read_text()
+    text = (tmp_path / "report.md").read_text()
+    assert "Without a finite figure, in no plot: noise_0.5_2." in text
+    assert "| noise | 0.5 | 2 | 0.500 | 500 | 192 | nan |" in text
+    assert "| EER | narrow | 0.5 | +1 | - | 1 |" in text
+
+
+def test_the_command_and_its_errors(tmp_path, capsys, monkeypatch):
+    """One line that names the folder, the figure or the extra."""
+
+    def error(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            main(["report", *map(str, arguments)])
+        assert stop.value.code == 1
+        return capsys.readouterr().err
+
+    pytest.importorskip("plotly")
+    folder = tmp_path / "sweep"
+    assert f"{folder} is not the folder of a sweep" in error(folder)
+    write_sweep(folder, {})
+    assert "no cell is finished" in error(folder)
+    write_sweep(folder)
+    assert "['AUC']" in error(folder, "--metric=AUC")
+    assert not (folder / "report.html").exists()
+    main(["report", str(folder), "--metric=EER A07"])
+    assert capsys.readouterr().out == f"report: {folder / 'report.html'}\n"
+    assert "| 9 ± 4.243 |" in (folder / "report.md").read_text()
+    (folder / "report.html").unlink()
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    assert "pip install 'noisegate[report]'" in error(folder)
+    assert not (folder / "report.html").exists()
+
+
+def test_in_a_browser(sweep, tmp_path):
+    """All plots are drawn, at the last epoch, without an error."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    # A drop-down and the slider are used, too
+    page = (sweep / "report.html").read_text(encoding="utf-8")
+    script = """<script>window.addEventListener("load", async () => {
+const plot = document.getElementById("epochs");
+const [menu] = plot.layout.updatemenus, [slider] = plot.layout.sliders;
+document.title = plot.data.map(x => x.visible + " " + x.text).join();
+await Plotly.restyle(plot, ...menu.buttons[1].args);
+await Plotly.animate(plot, ...slider.steps[1].args);
+document.title += ";" + plot.data.map(x => x.visible + " " + x.text).join();
+})</script></body>"""
+    copy = tmp_path / "copy.html"
+    copy.write_text(page.replace("</body>", script), encoding="utf-8")
+    run = subprocess.run(
+        [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+        + ["--virtual-time-budget=10000", "--enable-logging=stderr"]
+        + [f"--user-data-dir={tmp_path / 'profile'}", copy.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "CONSOLE" not in run.stderr
+    body = run.stdout.rpartition('<div id="tradeoff"')[2]
+    parts = re.split(r'<div id="(?:epochs|widths|det)"', body)
+    assert len(parts) == 4
+    assert all('class="main-svg"' in part for part in parts)
+    title = re.search("<title>(.*?)</title>", run.stdout).group(1)
+    assert title == "true 16,false 16;false 48.5,true 48.5"

@@ -615,7 +615,9 @@ def _to_html(block):
             include_plotlyjs=False,
             auto_play=False,
             div_id=parts[0],
-            config={"displaylogo": False, "responsive": True},
+            # No button that uploads the figure
+            config={"displaylogo": False, "responsive": True}
+            | {"showSendToCloud": False, "plotlyServerURL": ""},
         )
         return f'<div class="plot">{plot}</div>'
     tag = {"title": "h1", "heading": "h2", "text": "p", "code": "pre"}[kind]

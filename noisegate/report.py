@@ -136,13 +136,13 @@ def _tradeoff(data):
         points = sorted(data.points(method), key=lambda p: p[2])
         errors = [data.values(p[:2]) for p in points]
         shares = [data.values(p[:2], "macs_share") for p in points]
-        spreads = [stdev(e.values()) if len(e) > 1 else None for e in errors]
+        spreads = [stdev(e.values()) if len(e) > 1 else 0 for e in errors]
         look = {"marker": {"color": _COLOURS[method], "size": 9}}
         look["legendgroup"] = method
         line = {
             "x": [p[2] for p in points],
             "y": [p[3] for p in points],
-            "error_y": {"array": spreads, "width": 6},
+            "error_y": {"array": spreads, "width": 0},
             "mode": "lines+markers",
             "name": method,
         }
@@ -615,7 +615,9 @@ def _to_html(block):
             include_plotlyjs=False,
             auto_play=False,
             div_id=parts[0],
-            config={"displaylogo": False, "responsive": True},
+            # No button that uploads the figure
+            config={"displaylogo": False, "responsive": True}
+            | {"showSendToCloud": False, "plotlyServerURL": ""},
         )
         return f'<div class="plot">{plot}</div>'
     tag = {"title": "h1", "heading": "h2", "text": "p", "code": "pre"}[kind]

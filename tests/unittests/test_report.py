@@ -307,5 +307,6 @@ document.title += ";" + plot.data.map(x => x.visible + " " + x.text).join();
     parts = re.split(r'<div id="(?:epochs|widths|det)"', body)
     assert len(parts) == 4
     assert all('class="main-svg"' in part for part in parts)
+    assert 'data-title="Zoom in"' in body and "Share chart" not in body
     title = re.search("<title>(.*?)</title>", run.stdout).group(1)
     assert title == "true 16,false 16;false 48.5,true 48.5"

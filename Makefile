@@ -37,7 +37,7 @@ demo: check-torch
 	cd recipes/VAD && $(BIN)/python demo.py
 
 sweep-demo: check-torch
-	$(BIN)/noisegate sweep recipes/Synthetic/hparams/gated.yaml \
+	OMP_NUM_THREADS=1 $(BIN)/noisegate sweep recipes/Synthetic/hparams/gated.yaml \
 	--folder=results/sweep-demo --budgets=1,0.25,0.125 \
 	--methods=noise,stochastic,narrow --seeds=2 --jobs=2 \
 	-- --teacher_widths=[16]

@@ -97,13 +97,10 @@ def set_aside_incomplete(checkpointer):
     checkpointer : speechbrain.utils.checkpoints.Checkpointer
         With all its recoverables.
     """
+    names = [f"{name}.ckpt" for name in checkpointer.recoverables]
+    names.append("CKPT.yaml")
     for folder in Path(checkpointer.checkpoints_dir).glob("CKPT+*"):
-        names = [f"{name}.ckpt" for name in checkpointer.recoverables]
-        broken = [
-            name
-            for name in ["CKPT.yaml", *names]
-            if not _is_whole(folder / name)
-        ]
+        broken = [name for name in names if not _is_whole(folder / name)]
         if broken:
             target = folder.with_name(f"incomplete_{folder.name}")
             folder.rename(target)

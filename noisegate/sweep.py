@@ -24,7 +24,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path, PurePath
-from typing import Optional
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
@@ -171,19 +170,23 @@ class Cell:
         Share of the MACs at full width.
     seed : int
         Seed of the run.
-    needs : str
-        Name of the cell whose learned widths it takes, or None.
     """
 
     method: str
     budget: float
     seed: int
-    needs: Optional[str] = None
 
     @property
     def name(self):
         """str : name of the cell and of its folder."""
         return f"{self.method}_{self.budget:g}_{self.seed}"
+
+    @property
+    def needs(self):
+        """str or None : name of the cell whose learned widths it takes."""
+        if self.method != "retrained":
+            return None
+        return Cell("noise", self.budget, self.seed).name
 
 
 class SweepFolder:
@@ -239,8 +242,6 @@ class SweepFolder:
             except (ValueError, IndexError):
                 continue  # not of the sweep
             cell = Cell(method, budget, seed)
-            if method == "retrained":
-                cell.needs = Cell("noise", budget, seed).name
             if method in METHODS and cell.name == place.name:
                 cells.append(cell)
         cells.sort(key=lambda c: (c.seed, -c.budget, order.index(c.method)))
@@ -373,13 +374,11 @@ class Sweep(SweepFolder):
                 if budget == 1:
                     self.cells.append(Cell("dense", 1.0, seed))
                     continue
-                for method in self.hparams:
-                    if method == "dense":
-                        continue
-                    cell = Cell(method, budget, seed)
-                    if method == "retrained":
-                        cell.needs = Cell("noise", budget, seed).name
-                    self.cells.append(cell)
+                self.cells += [
+                    Cell(method, budget, seed)
+                    for method in self.hparams
+                    if method != "dense"
+                ]
         self._write_plan(hparams_file)
 
     def _write_plan(self, hparams_file):
@@ -449,8 +448,10 @@ class Sweep(SweepFolder):
                 mark.unlink()
             if self.finished(cell.name):
                 continue
-            (failed if mark.exists() else waiting).append(cell)
-        failed = [cell.name for cell in failed]
+            if mark.exists():
+                failed.append(cell.name)
+            else:
+                waiting.append(cell)
         n_done = len(self.cells) - len(waiting) - len(failed)
         bar = tqdm(total=len(self.cells), initial=n_done, unit="cell")
         running, shown = [], None

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import norm
 
+from noisegate.metrics import Trials
 from noisegate.tradeoff import bootstrap, hypervolume, weighted_eer
 
 RESULTS = Path(__file__).parent / "results" / "coverage.json"
@@ -195,11 +196,15 @@ def intervals(rng, scenario, n, methods=METHODS):
     found = {}
     for method in methods:
         if method == "speakers, seeds":
-            runs = {x: dict(enumerate(y)) for x, y in zip(systems, scores)}
+            runs = {
+                system: {
+                    i: Trials.of(x, labels, speakers)
+                    for i, x in enumerate(seeds)
+                }
+                for system, seeds in zip(systems, scores)
+            }
             seed = int(rng.integers(2**31))
-            estimate = bootstrap(
-                statistic, runs, labels, speakers, n=n, seed=seed
-            )
+            estimate = bootstrap(statistic, runs, n=n, seed=seed)
             found[method] = estimate.low, estimate.high
             continue
         weights = weights_of(method, rng, speakers, n)

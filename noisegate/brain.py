@@ -8,6 +8,8 @@ import copy
 import functools
 import json
 import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from unittest import mock
@@ -23,6 +25,7 @@ from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
+from noisegate import __version__
 from noisegate.compact import compact, constructor, final_sizes, save_compact
 from noisegate.groups import FEATURES
 
@@ -30,6 +33,21 @@ logger = get_logger(__name__)
 
 _MISSED = 1.2  # times the budget, when the widths are frozen: worth a warning
 _REORDER_STEPS = 10  # optimizer steps between two rankings of the channels
+
+
+def _commit():
+    """The commit of the repository that the started program is in."""
+    try:
+        git = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=os.path.dirname(os.path.abspath(sys.argv[0])),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:  # no git, or no such folder
+        return "unknown"
+    return git.stdout.strip() or "unknown"
 
 
 @register_checkpoint_hooks
@@ -247,6 +265,49 @@ class GatedBrain(sb.Brain):
         for name, width in self.gates.widths().items():
             stats[f"width {name}"] = float(width)
         return stats
+
+    def figures(self, widths=None):
+        """Returns what to write of the final model into ``result.json``.
+
+        Arguments
+        ---------
+        widths : dict of str to int
+            Final widths by group, those of the gates if None.
+
+        Returns
+        -------
+        dict
+            "widths" by group; "params"; "macs_per_second",
+            "macs_per_second_full" (at full width) and "macs_by_layer" (full
+            and final, per second of audio); "activations_per_second" (number
+            of values); "complexity_weight" (the last one); "steps" of the
+            optimizer; "device", "threads", and "versions" with the commit of
+            the program that was started.
+        """
+        cost = self.gates.cost
+        widths = self.gates.integer_widths() if widths is None else widths
+        full, final = cost.macs_by_layer(), cost.macs_by_layer(widths)
+        return {
+            "widths": {**cost.sizes, **widths},
+            "params": cost.params(widths),
+            "macs_per_second": cost.macs_per_second(widths),
+            "macs_per_second_full": cost.macs_per_second(),
+            "macs_by_layer": {
+                layer: [macs, final.get(layer, 0)]
+                for layer, macs in full.items()
+            },
+            "activations_per_second": cost.activations(widths) / cost.seconds,
+            "complexity_weight": self.complexity_loss.weight,
+            "steps": self.optimizer_step,
+            "device": str(self.device),
+            "threads": torch.get_num_threads(),
+            "versions": {
+                "noisegate": __version__,
+                "commit": _commit(),
+                "torch": torch.__version__,
+                "speechbrain": sb.__version__,
+            },
+        }
 
     # ---- hooks of sb.Brain -----------------------------------------------
 

@@ -719,10 +719,10 @@ class FrameScores:
     def __init__(self, p_target=0.5, c_miss=1.0, c_fa=1.0):
         _check_costs(p_target, c_miss, c_fa)
         self.costs = {"p_target": p_target, "c_miss": c_miss, "c_fa": c_fa}
-        self.ids, self.groups = [], []
+        self.ids, self.groups, self.speakers = [], [], []
         self.scores, self.labels = [], []  # one (frames,) tensor per id
 
-    def append(self, ids, scores, labels, lens, groups=None):
+    def append(self, ids, scores, labels, lens, groups=None, speakers=None):
         """Adds a batch.
 
         Arguments
@@ -737,6 +737,9 @@ class FrameScores:
             Relative lengths, 0 to 1.
         groups : list of str
             A group per recording, e.g. its range of SNR; or None.
+        speakers : list of str
+            Speaker of each recording, for :meth:`write`; its identifier if
+            None.
         """
         if scores.ndim != 2 or scores.shape != labels.shape:
             raise ValueError(
@@ -744,10 +747,12 @@ class FrameScores:
                 f"{tuple(scores.shape)} and {tuple(labels.shape)}"
             )
         groups = [None] * len(ids) if groups is None else groups
-        if not len(ids) == len(groups) == len(lens) == len(scores):
+        speakers = ids if speakers is None else speakers
+        sizes = [len(x) for x in (ids, groups, speakers, lens, scores)]
+        if len(set(sizes)) > 1:
             raise ValueError(
-                "ids, groups, lens and scores must agree in batch size, got "
-                f"{len(ids)}, {len(groups)}, {len(lens)} and {len(scores)}"
+                "ids, groups, speakers, lens and scores must agree in batch "
+                f"size, got {sizes}"
             )
         lens = lens.detach().cpu().double()
         if not bool(((lens >= 0) & (lens <= 1)).all()):
@@ -760,6 +765,7 @@ class FrameScores:
             kept.append((scores[i, :n].clone(), labels[i, :n] == 1))
         self.ids.extend(ids)
         self.groups.extend(groups)
+        self.speakers.extend(speakers)
         self.scores.extend(score for score, _ in kept)
         self.labels.extend(label for _, label in kept)
 
@@ -804,6 +810,18 @@ class FrameScores:
                 eer(scores, labels) if both else float("nan")
             )
         return summary
+
+    def write(self, path):
+        """Writes the trials by speaker; see `write_trials`.
+
+        Scores are rounded to 0.1: hundreds of thousands of frames make a
+        file of some thousand lines, of nearly the same EER.
+        """
+        lengths = [len(scores) for scores in self.scores]
+        speakers = np.repeat(self.speakers, lengths)
+        scores, labels = torch.cat(self.scores), torch.cat(self.labels)
+        scores = np.round(scores.double().numpy(), 1)
+        write_trials(path, Trials.of(scores, labels.numpy(), speakers))
 
 
 class UtteranceScores:
@@ -958,6 +976,10 @@ class UtteranceScores:
         """Writes the scores to a file; see `write_scores`."""
         write_scores(path, self.ids, self.attacks, self.labels, self.scores)
 
+    def write_trials(self, path):
+        """Writes the trials by speaker; see `write_trials`."""
+        write_trials(path, Trials.of(self.scores, self.labels, self.speakers))
+
     def _attacks(self):
         return sorted(set(self.attacks) - {"-"})
 
@@ -1102,6 +1124,142 @@ def read_scores(path):
         raise ValueError(f"{path} is empty, expected one line per utterance")
     ids, attacks, labels, scores = (list(column) for column in zip(*rows))
     return ids, attacks, labels, scores
+
+
+class Trials(NamedTuple):
+    """The scored trials of a test, equal ones together, in a fixed order.
+
+    Arguments
+    ---------
+    scores : array (rows,)
+        Finite, higher = target.
+    labels : array (rows,)
+        1 for target, 0 for non-target.
+    conditions : array (rows,)
+        Strings: what makes trials depend on each other, as the speaker.
+    counts : array (rows,)
+        How many trials a row stands for.
+    """
+
+    scores: np.ndarray
+    labels: np.ndarray
+    conditions: np.ndarray
+    counts: np.ndarray
+
+    @classmethod
+    def of(cls, scores, labels, conditions, counts=None):
+        """Collects single trials.
+
+        Arguments
+        ---------
+        scores : array (trials,)
+            See above; so are `labels` and `conditions`.
+        labels : array (trials,)
+            See above.
+        conditions : array (trials,)
+            Strings; white space in them becomes "_".
+        counts : array (trials,)
+            Integers, 1 or more; None: all 1.
+
+        Returns
+        -------
+        Trials
+            Sorted by condition, label and score.
+
+        Raises
+        ------
+        ValueError
+            If the arrays are not of one length, or what is in them is not as
+            above.
+
+        Example
+        -------
+        >>> Trials.of([2.0, 0.5, 2.0], [1, 0, 1], ["a", "a", "a"]).counts
+        array([1, 2])
+        """
+        scores, labels = np.asarray(scores, float), np.asarray(labels)
+        _check_values(torch.as_tensor(scores), torch.as_tensor(labels))
+        conditions = ["_".join(str(name).split()) or "_" for name in conditions]
+        counts = np.ones(len(scores), int) if counts is None else counts
+        counts = np.asarray(counts)
+        sizes = [len(x) for x in (scores, labels, conditions, counts)]
+        if len(set(sizes)) > 1 or not len(scores):
+            raise ValueError(
+                "scores, labels, conditions and counts must be equally long "
+                f"and not empty, got {sizes}"
+            )
+        names, of = np.unique(conditions, return_inverse=True)
+        if not np.issubdtype(counts.dtype, np.integer) or counts.min() < 1:
+            raise ValueError(f"counts must be integers >= 1, got {counts}")
+        rows = np.stack([of, labels, scores])
+        rows, where = np.unique(rows, axis=1, return_inverse=True)
+        counts = np.bincount(where, counts).astype(int)
+        kinds = rows[:2].astype(int)
+        return cls(rows[2], kinds[1], names[kinds[0]], counts)
+
+
+def write_trials(path, trials):
+    """Writes trials, by which tests of different systems can be compared.
+
+    One line for all trials of a condition, label and score:
+    `<condition> <label> <score> <count>`, label 1 for target.
+
+    Arguments
+    ---------
+    path : str
+        Of the file, which is overwritten.
+    trials : Trials
+        The trials.
+
+    Example
+    -------
+    >>> import os, tempfile
+    >>> path = os.path.join(tempfile.mkdtemp(), "trials.txt")
+    >>> write_trials(path, Trials.of([2, 0, 2], [1, 0, 1], ["x", "x", "x"]))
+    >>> print(open(path).read())
+    x 0 0.0 1
+    x 1 2.0 2
+    """
+    rows = zip(trials.conditions, trials.labels, trials.scores, trials.counts)
+    with open(path, "w", encoding="utf-8") as out:
+        for condition, label, score, count in rows:
+            out.write(f"{condition} {label} {float(score)!r} {count}\n")
+
+
+def read_trials(path):
+    """Reads a file of `write_trials`.
+
+    Arguments
+    ---------
+    path : str
+        Of the file.
+
+    Returns
+    -------
+    Trials
+
+    Raises
+    ------
+    ValueError
+        Names file and line that cannot be read.
+    """
+    columns = [], [], [], []
+    with open(path, encoding="utf-8") as fin:
+        for number, line in enumerate(fin, 1):
+            try:
+                condition, label, score, count = line.split()
+                row = float(score), int(label), condition, int(count)
+            except ValueError:
+                raise ValueError(
+                    f"{path}, line {number}: expected '<condition> <label> "
+                    f"<score> <count>', got '{line.strip()}'"
+                )
+            for column, value in zip(columns, row):
+                column.append(value)
+    try:
+        return Trials.of(*columns)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}")
 
 
 def _check_values(scores, labels, where=""):

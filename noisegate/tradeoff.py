@@ -257,7 +257,7 @@ class Estimate(NamedTuple):
     above: Any
 
 
-def bootstrap(statistic, runs, labels, conditions, n=1000, seed=0, level=0.95):
+def bootstrap(statistic, runs, n=1000, seed=0, level=0.95):
     """Interval of a statistic of EERs, over training seeds and conditions.
 
     Systems are trained with several seeds and tested on the same trials.
@@ -297,15 +297,10 @@ def bootstrap(statistic, runs, labels, conditions, n=1000, seed=0, level=0.95):
         difference of the `hypervolume` of two methods. Costs are taken as
         known: keep them in the function.
     runs : dict
-        By system (any key, e.g. method and budget) a dict of seed to scores
-        (trials,), higher = target, of the same trials in the same order. A
-        system of one seed has no spread over seeds: the interval is of this
-        very model.
-    labels : array (trials,)
-        1 for target, 0 for non-target.
-    conditions : array (trials,)
-        What makes trials depend on each other, as speaker or source file.
-        2 at least.
+        By system (any key, e.g. method and budget) a dict of seed to
+        `noisegate.metrics.Trials`, all of the same test set, with 2
+        conditions at least. A system of one seed has no spread over seeds:
+        the interval is of this very model.
     n : int
         Number of draws, at least 2.
     seed : int
@@ -320,21 +315,24 @@ def bootstrap(statistic, runs, labels, conditions, n=1000, seed=0, level=0.95):
     Raises
     ------
     ValueError
-        If half of the draws hold one class only: too few conditions have
-        both.
+        If runs were not tested on the same number of trials of each condition
+        and class, or half of the draws hold one class only: too few
+        conditions have both.
 
     Example
     -------
+    >>> from noisegate.metrics import Trials
     >>> rng = np.random.default_rng(0)
     >>> labels, speakers = np.arange(400) % 2, np.arange(400) // 20
     >>> noise = rng.normal(size=(3, 400))
     >>> runs = {
-    ...     "good": {s: 2.0 * labels + noise[s] for s in range(3)},
-    ...     "bad": {s: 1.0 * labels + noise[s] for s in range(3)},
+    ...     name: {
+    ...         seed: Trials.of(gap * labels + noise[seed], labels, speakers)
+    ...         for seed in range(3)
+    ...     }
+    ...     for name, gap in [("good", 2.0), ("bad", 1.0)]
     ... }
-    >>> worse = bootstrap(
-    ...     lambda eer: eer["bad"] - eer["good"], runs, labels, speakers
-    ... )
+    >>> worse = bootstrap(lambda eer: eer["bad"] - eer["good"], runs)
     >>> worse.low > 0, worse.above
     (True, 1.0)
     """
@@ -344,19 +342,30 @@ def bootstrap(statistic, runs, labels, conditions, n=1000, seed=0, level=0.95):
         raise ValueError(f"level must be between 0 and 1, got {level}")
     if not runs or not all(runs.values()):
         raise ValueError("runs must hold systems with one run at least each")
+    held = None  # trials of each class by condition
     for name, by_seed in runs.items():
-        for s, scores in by_seed.items():
-            where = f" of {name!r}, seed {s!r}"
-            _, targets = _trials(scores, labels, where)
-    names, of = np.unique(np.asarray(conditions), return_inverse=True)
-    if len(of) != len(targets) or len(names) < 2:
+        for s, trials in by_seed.items():
+            names, of = np.unique(trials.conditions, return_inverse=True)
+            mine = np.stack(
+                [
+                    np.bincount(of, trials.counts * (trials.labels == y))
+                    for y in (0, 1)
+                ]
+            ).astype(int)
+            if held is None:
+                first, held = list(names), mine
+            if list(names) != first or (mine != held).any():
+                raise ValueError(
+                    f"runs must be tested on the same trials, {name!r}, seed "
+                    f"{s!r} has others than the first"
+                )
+    if len(first) < 2:
         raise ValueError(
-            f"conditions must be one per trial ({len(targets)}) and 2 or more "
-            f"different ones, got {len(of)} with {len(names)} different"
+            f"conditions must be 2 or more different ones, got {first}"
         )
     rng = np.random.default_rng(seed)
-    drawn = _draw_conditions(targets, of, len(names), n, rng)
-    drawn = np.concatenate([np.ones((1, len(names)), int), drawn])
+    drawn = _draw_conditions(held, n, rng)
+    drawn = np.concatenate([np.ones((1, len(first)), int), drawn])
     shares = {}  # by set of seeds: of each seed in each draw
     for by_seed in runs.values():
         n_seeds = len(by_seed)
@@ -367,10 +376,7 @@ def bootstrap(statistic, runs, labels, conditions, n=1000, seed=0, level=0.95):
     # Mean EER by draw: the data as they are, both levels, each level alone
     means = [{}, {}, {}, {}]
     for name, by_seed in runs.items():
-        eers = {
-            s: _eers(np.asarray(x, float), targets, of, drawn)
-            for s, x in by_seed.items()
-        }
+        eers = {s: _eers_of(trials, drawn) for s, trials in by_seed.items()}
         share, one = shares[frozenset(by_seed)], np.ones(n) / len(eers)
         means[0][name] = sum(eers[s][:1] * one[0] for s in share)
         means[1][name] = sum(eers[s][1:] * share[s] for s in share)
@@ -378,7 +384,7 @@ def bootstrap(statistic, runs, labels, conditions, n=1000, seed=0, level=0.95):
         means[3][name] = sum(eers[s][0] * share[s] for s in share)
     value, both, *alone = (_evaluate(statistic, mean) for mean in means)
     seeds = min((len(x) for x in runs.values() if len(x) > 1), default=2)
-    half = _half_width(alone, [len(names), seeds], level)
+    half = _half_width(alone, [len(first), seeds], level)
     above = (both > 0).mean(axis=0)
     parts = value[0], value[0] - half, value[0] + half, above
     if value[0].ndim == 0:
@@ -386,11 +392,15 @@ def bootstrap(statistic, runs, labels, conditions, n=1000, seed=0, level=0.95):
     return Estimate(*parts)
 
 
-def _draw_conditions(labels, of, n_conditions, n, rng):
+def _eers_of(trials, drawn):
+    """EER of trials by draw, where conditions occur drawn[:, c] times."""
+    _, of = np.unique(trials.conditions, return_inverse=True)
+    return _eers(trials.scores, trials.labels == 1, of, drawn, trials.counts)
+
+
+def _draw_conditions(held, n, rng):
     """How often each condition is in each draw (n, conditions)."""
-    held = np.stack(
-        [np.bincount(of[labels == y], minlength=n_conditions) for y in (0, 1)]
-    )
+    n_conditions = held.shape[1]
     p = np.full(n_conditions, 1 / n_conditions)
     drawn = rng.multinomial(n_conditions, p, 2 * n)
     drawn = drawn[(drawn @ held.T > 0).all(axis=1)][:n]
@@ -418,10 +428,11 @@ def _half_width(draws, sizes, level):
     return student.isf(tail, df) * np.sqrt(total)
 
 
-def _eers(scores, labels, of, counts):
-    """EER where trial i occurs counts[:, of[i]] times, by row of counts."""
+def _eers(scores, labels, of, counts, times=1):
+    """EER where trial i occurs times[i] counts[:, of[i]] times, by row."""
     order = np.argsort(-scores, kind="stable")
     scores, labels, of = scores[order], labels[order], of[order]
+    times = np.broadcast_to(times, len(of))[order]
     last = np.append(scores[1:] != scores[:-1], True)  # of equal scores
     # Trials of each class up to each point of the ROC, in unweighted trials
     targets = np.append(0, np.cumsum(labels)[last])
@@ -431,7 +442,9 @@ def _eers(scores, labels, of, counts):
     for start in range(0, len(counts), rows):
         part = counts[start : start + rows]
         hits, alarms = (
-            np.cumsum(np.insert(part[:, of[y]], 0, 0, axis=1), axis=1)
+            np.cumsum(
+                np.insert(part[:, of[y]] * times[y], 0, 0, axis=1), axis=1
+            )
             for y in (labels, ~labels)
         )
         found.append(_crossing(hits, alarms, targets, others))

@@ -15,7 +15,6 @@ Authors
 import functools
 import json
 import os
-import subprocess
 import sys
 import time
 
@@ -34,7 +33,6 @@ from speechbrain.dataio.sampler import ReproducibleWeightedRandomSampler
 from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import get_logger
 
-from noisegate import __version__
 from noisegate.brain import GatedBrain
 from noisegate.metrics import asv_errors
 
@@ -249,8 +247,7 @@ def load_asv_errors(hparams, split):
 
 def write_results(brain, hparams, overrides, valid, test, intervals):
     """Saves the compacted model and the figures of the run."""
-    widths = brain.gates.integer_widths()
-    cost = brain.gates.cost
+    widths, cost = brain.gates.integer_widths(), brain.gates.cost
     folder = hparams["output_folder"]
     compact_folder = os.path.join(folder, "compact")
     if not os.path.exists(compact_folder):
@@ -262,13 +259,6 @@ def write_results(brain, hparams, overrides, valid, test, intervals):
             calibration_scale=valid["calibration_scale"],
             calibration_offset=valid["calibration_offset"],
         )
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=os.path.dirname(os.path.abspath(__file__)),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     result = {
         "hparams": os.path.basename(sys.argv[1]),
         "overrides": [
@@ -278,29 +268,15 @@ def write_results(brain, hparams, overrides, valid, test, intervals):
         ],
         "seed": hparams["seed"],
         "budget": hparams["budget"],
-        "complexity_weight": hparams["complexity_loss"].weight,
-        "widths": {**cost.sizes, **widths},
-        "params": cost.params(widths),
+        **brain.figures(),
         "segment_s": hparams["segment_s"],
         "macs": cost.macs(widths),
         "macs_full": cost.macs(),
-        "macs_per_second": cost.macs_per_second(widths),
-        "macs_per_second_full": cost.macs_per_second(),
-        "activations_per_second": cost.activations(widths) / cost.seconds,
         "epochs": hparams["number_of_epochs"],
-        "steps": brain.optimizer_step,
         "train_seconds": brain.train_seconds,
         "valid": valid,
         "test": test,
         "test_intervals_95": intervals,
-        "device": str(brain.device),
-        "threads": torch.get_num_threads(),
-        "versions": {
-            "noisegate": __version__,
-            "commit": git.stdout.strip() or "unknown",
-            "torch": torch.__version__,
-            "speechbrain": sb.__version__,
-        },
     }
     write_atomically(
         os.path.join(folder, "result.json"), json.dumps(result, indent=2)
@@ -395,6 +371,9 @@ if __name__ == "__main__":
     if if_main_process():
         brain.utterance_scores.write(
             os.path.join(hparams["output_folder"], "scores.txt")
+        )
+        brain.utterance_scores.write_trials(
+            os.path.join(hparams["output_folder"], "trials.txt")
         )
         test_intervals = None
         if hparams["n_bootstraps"]:

@@ -237,12 +237,8 @@ def train(hparams_file, run_opts, overrides, save_env_desc=True):
     result = {
         "seed": hparams["seed"],
         "budget": hparams["complexity_loss"].budget,
-        "widths": widths,
-        "macs_per_second": cost.macs_per_second(widths),
-        "macs_per_second_full": cost.macs_per_second(),
+        **brain.figures(widths),
         "macs_per_frame": cost.macs(widths) / hparams["n_frames"],
-        "params": cost.params(widths),
-        "steps": brain.optimizer_step,
         "valid": valid_stats,
         "test": brain.stats,
         "history": brain.history,

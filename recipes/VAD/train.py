@@ -14,12 +14,10 @@ Authors
 
 import json
 import os
-import subprocess
 import sys
 import time
 
 import speechbrain as sb
-import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.distributed import if_main_process, run_on_main
@@ -32,7 +30,6 @@ from vad_data import (
     write_atomically,
 )
 
-from noisegate import __version__
 from noisegate.brain import GatedBrain
 
 logger = get_logger(__name__)
@@ -62,7 +59,12 @@ class VADBrain(GatedBrain):
         )
         if stage != sb.Stage.TRAIN:
             self.frame_stats.append(
-                batch.id, scores.float(), labels, lens, batch.snr_range
+                batch.id,
+                scores.float(),
+                labels,
+                lens,
+                batch.snr_range,
+                batch.speaker,
             )
         return loss + self.complexity_term(stage)
 
@@ -150,9 +152,9 @@ def dataio_prep(hparams):
             )
             item_loader = loader if split == "train" else item_loader
             dataset.add_dynamic_item(loader.pipeline())
-            keys = ["id", "wav", "labels", "snr_range"]
+            keys = ["id", "wav", "labels", "snr_range", "speaker"]
         else:
-            keys = ["id", "feats", "labels", "snr_range"]
+            keys = ["id", "feats", "labels", "snr_range", "speaker"]
             add_cached_features(dataset, hparams, hop_ms)
         dataset.set_output_keys(keys)
         datasets[split] = dataset
@@ -184,8 +186,6 @@ def add_cached_features(dataset, hparams, hop_ms):
 
 def write_results(brain, hparams, overrides, valid_stats, test_stats):
     """Saves the compacted model and the figures of the run."""
-    widths = brain.gates.integer_widths()
-    cost = brain.gates.cost
     folder = hparams["output_folder"]
     compact_folder = os.path.join(folder, "compact")
     if not os.path.exists(compact_folder):
@@ -196,13 +196,6 @@ def write_results(brain, hparams, overrides, valid_stats, test_stats):
             sample_rate=hparams["sample_rate"],
             threshold=valid_stats["threshold"],
         )
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=os.path.dirname(os.path.abspath(__file__)),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     result = {
         "hparams": os.path.basename(sys.argv[1]),
         "overrides": [
@@ -212,25 +205,11 @@ def write_results(brain, hparams, overrides, valid_stats, test_stats):
         ],
         "seed": hparams["seed"],
         "budget": hparams["budget"],
-        "complexity_weight": hparams["complexity_loss"].weight,
-        "widths": {**cost.sizes, **widths},
-        "params": cost.params(widths),
-        "macs_per_second": cost.macs_per_second(widths),
-        "macs_per_second_full": cost.macs_per_second(),
-        "activations_per_second": cost.activations(widths) / cost.seconds,
+        **brain.figures(),
         "epochs": hparams["number_of_epochs"],
-        "steps": brain.optimizer_step,
         "train_seconds": brain.train_seconds,
         "valid": valid_stats,
         "test": test_stats,
-        "device": str(brain.device),
-        "threads": torch.get_num_threads(),
-        "versions": {
-            "noisegate": __version__,
-            "commit": git.stdout.strip() or "unknown",
-            "torch": torch.__version__,
-            "speechbrain": sb.__version__,
-        },
     }
     write_atomically(
         os.path.join(folder, "result.json"), json.dumps(result, indent=2)
@@ -310,4 +289,7 @@ if __name__ == "__main__":
         test_loader_kwargs=hparams["test_dataloader_opts"],
     )
     if if_main_process():
+        brain.frame_stats.write(
+            os.path.join(hparams["output_folder"], "trials.txt")
+        )
         write_results(brain, hparams, overrides, valid_stats, brain.test_stats)

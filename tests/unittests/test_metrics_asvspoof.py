@@ -15,6 +15,8 @@ from sklearn.metrics import confusion_matrix, log_loss
 from noisegate.metrics import (
     ASV_2019_LA_EVAL,
     AsvErrors,
+    FrameScores,
+    Trials,
     UtteranceScores,
     act_dcf,
     affine_calibration,
@@ -27,7 +29,9 @@ from noisegate.metrics import (
     min_dcf,
     min_tdcf,
     read_scores,
+    read_trials,
     write_scores,
+    write_trials,
 )
 
 COSTS_5 = {"p_target": 0.95, "c_miss": 1.0, "c_fa": 10.0}  # ASVspoof 5
@@ -440,3 +444,60 @@ def test_score_file_errors(tmp_path, line, message):
         read_scores(path)
     with pytest.raises(ValueError, match="words without spaces"):
         write_scores(path, ["a b"], ["-"], [1], [0.0])
+
+
+def test_trials_file(tmp_path):
+    """Trials are the same when read again, whatever order they came in."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=200)
+    scores = np.round(rng.normal(size=200) + labels, 1)
+    speakers = rng.choice(["b", "a", "c10", "c9"], 200)
+    path = tmp_path / "trials.txt"
+    trials = Trials.of(scores, labels, speakers)
+    write_trials(path, trials)
+    order = rng.permutation(200)
+    again = Trials.of(scores[order], labels[order], speakers[order])
+    for read in (read_trials(path), again):
+        assert all((x == y).all() for x, y in zip(read, trials))
+    assert trials.counts.sum() == 200 > len(trials.counts)
+    expanded = (np.repeat(x, trials.counts) for x in trials[:2])
+    assert eer(*expanded) == eer(scores, labels)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("a 1 0.5\n", "line 1: expected '<condition>"),
+        ("a 1 0.5 1\na 0 x 1\n", "line 2: expected"),
+        ("a 1 0.5 1\na 0 0.5 0\n", "counts must be integers >= 1"),
+        ("", "not empty"),
+        ("a 2 0.5 1\n", "labels must be 0 or 1"),
+        ("a 1 nan 1\na 0 0 1\n", "scores must be finite"),
+    ],
+)
+def test_errors_of_trials_files(tmp_path, text, message):
+    path = tmp_path / "trials.txt"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"trials.txt.*{message}"):
+        read_trials(path)
+
+
+def test_conditions_of_trials():
+    with pytest.raises(ValueError, match="equally long and not empty"):
+        Trials.of([0.0, 1.0], [0, 1], ["a"])
+    spaced = Trials.of([0.0, 1.0], [0, 1], ["a b", ""])
+    assert spaced.conditions.tolist() == ["_", "a_b"]
+
+
+def test_trials_of_frames(tmp_path):
+    """Of padded recordings: by speaker, rounded, without the padding."""
+    stats = FrameScores()
+    scores = torch.tensor([[0.94, 0.22, 5.0], [0.86, 0.64, -3.0]])
+    labels = torch.tensor([[1, 0, 1], [1, 0, 0]])
+    lens = torch.tensor([0.667, 1.0])
+    stats.append(["x", "y"], scores, labels, lens, None, ["s1", "s1"])
+    stats.write(tmp_path / "trials.txt")
+    got = read_trials(tmp_path / "trials.txt")
+    assert got.scores.tolist() == [-3.0, 0.2, 0.6, 0.9]
+    assert got.counts.tolist() == [1, 1, 1, 2]
+    assert set(got.conditions) == {"s1"}

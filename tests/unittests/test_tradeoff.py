@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import t as student
 
 from benchmarks import coverage
-from noisegate.metrics import eer
+from noisegate.metrics import Trials, eer
 from noisegate.tradeoff import (
     area,
     bootstrap,
@@ -168,6 +168,15 @@ def sweep(seed=0, n_speakers=20, n_seeds=3, budgets=(0.5, 1.0), std=0.2):
     return runs, labels, speakers
 
 
+def boot(statistic, runs, labels, speakers, **kwargs):
+    """The interval, of systems that are given as arrays of scores."""
+    trials = {
+        name: {s: Trials.of(x, labels, speakers) for s, x in by_seed.items()}
+        for name, by_seed in runs.items()
+    }
+    return bootstrap(statistic, trials, **kwargs)
+
+
 def mean_eer(by_seed, labels):
     return np.mean([eer(scores, labels) for scores in by_seed.values()])
 
@@ -186,24 +195,53 @@ def test_bootstrap_of_one_of_two_and_of_curves():
             volume(eers, "gated") - volume(eers, "small"),
         ]
 
-    got = bootstrap(statistic, runs, labels, speakers, n=200)
+    got = boot(statistic, runs, labels, speakers, n=200)
     eers = {key: mean_eer(x, labels) for key, x in runs.items()}
     assert got.value == pytest.approx(statistic(eers))
     assert (got.low < got.value).all() and (got.value < got.high).all()
     assert got.low[1] > 0 and got.low[2] > 0  # clearly better
     assert (got.above > 0.95).all()
     # The same draws for one statistic as for many: floats, the same ones
-    one = bootstrap(lambda e: e["gated", 1.0], runs, labels, speakers, n=200)
+    one = boot(lambda e: e["gated", 1.0], runs, labels, speakers, n=200)
     assert all(type(x) is float for x in one)
     assert one == pytest.approx([x[0] for x in got])
-    other = bootstrap(
+    other = boot(
         lambda e: e["gated", 1.0], runs, labels, speakers, n=200, seed=1
     )
     assert other.value == one.value and other.low != one.low
-    half = bootstrap(
+    half = boot(
         lambda e: e["gated", 1.0], runs, labels, speakers, n=200, level=0.5
     )
     assert one.low < half.low < half.high < one.high
+
+
+def test_bootstrap_of_rounded_scores():
+    """Trials counted together are as good as each on its own."""
+    runs, labels, speakers = sweep()
+    rounded = {
+        name: {s: np.round(x, 1) for s, x in by_seed.items()}
+        for name, by_seed in runs.items()
+    }
+    trials = {
+        name: {s: Trials.of(x, labels, speakers) for s, x in by_seed.items()}
+        for name, by_seed in rounded.items()
+    }
+    assert len(trials["gated", 1.0][0].scores) < len(labels)
+    single = {
+        name: {
+            s: Trials(x, labels, np.asarray(speakers), np.ones_like(labels))
+            for s, x in by_seed.items()
+        }
+        for name, by_seed in rounded.items()
+    }
+
+    def statistic(eers):
+        return eers["gated", 1.0] - eers["small", 1.0]
+
+    got = bootstrap(statistic, trials, n=100)
+    assert got == pytest.approx(bootstrap(statistic, single, n=100), rel=1e-12)
+    exact = boot(statistic, runs, labels, speakers, n=100)
+    assert got.low == pytest.approx(exact.low, abs=1.0)
 
 
 def test_bootstrap_is_paired():
@@ -215,19 +253,19 @@ def test_bootstrap_is_paired():
 
     mine = runs["gated", 1.0]
     twice = {"a": mine, "b": mine}
-    got = bootstrap(difference, twice, labels, speakers, n=100)
+    got = boot(difference, twice, labels, speakers, n=100)
     assert got == (0.0, 0.0, 0.0, 0.0)
     # Seeds in another order are the same seeds
     twice["b"] = dict(reversed(mine.items()))
-    got = bootstrap(difference, twice, labels, speakers, n=100)
+    got = boot(difference, twice, labels, speakers, n=100)
     assert got == (0.0, 0.0, 0.0, 0.0)
     # Other seeds: drawn on their own, though the scores are the same
     twice["b"] = {s + 10: scores for s, scores in mine.items()}
-    got = bootstrap(difference, twice, labels, speakers, n=100)
+    got = boot(difference, twice, labels, speakers, n=100)
     assert got.value == 0.0 and got.low < -1 and got.high > 1
     # One seed each: pairs of conditions alone
     one = {"a": {0: mine[0]}, "b": {5: mine[0]}}
-    got = bootstrap(difference, one, labels, speakers, n=100)
+    got = boot(difference, one, labels, speakers, n=100)
     assert got == (0.0, 0.0, 0.0, 0.0)
 
 
@@ -239,7 +277,7 @@ def test_bootstrap_over_seeds_alone():
     # All trials of all conditions alike: seeds are the only spread
     copies = {s: np.tile(x, 10) for s, x in mine.items()}
     same = np.repeat(np.arange(10), len(labels))
-    got = bootstrap(
+    got = boot(
         lambda e: [e["x"], e["x"] - eers.mean()],
         {"x": copies},
         np.tile(labels, 10),
@@ -274,9 +312,7 @@ def test_bootstrap_against_confidence_intervals(single):
     else:
         theirs = package.Bootstrap(2000, of_conditions)
         values = theirs.run(np.arange(len(names)), None)
-    got = bootstrap(
-        lambda e: e["x"], {"x": {0: scores}}, labels, speakers, n=2000
-    )
+    got = boot(lambda e: e["x"], {"x": {0: scores}}, labels, speakers, n=2000)
     n = len(names)
     half = student.ppf(0.975, n - 1) * values.std() * math.sqrt(n / (n - 1))
     value = eer(scores, labels)
@@ -374,7 +410,7 @@ def test_errors_of_bootstrap():
     runs, labels, speakers = sweep(n_speakers=4)
 
     def run(runs=runs, labels=labels, speakers=speakers, **kwargs):
-        bootstrap(lambda e: 0.0, runs, labels, speakers, **kwargs)
+        boot(lambda e: 0.0, runs, labels, speakers, **kwargs)
 
     with pytest.raises(ValueError, match="n must be 2 or more, got 1"):
         run(n=1)
@@ -383,12 +419,13 @@ def test_errors_of_bootstrap():
     for empty in ({}, {"a": {}}):
         with pytest.raises(ValueError, match="runs must hold systems"):
             run(empty)
-    short = {"a": {7: np.zeros(3)}}
-    with pytest.raises(ValueError, match="scores of 'a', seed 7"):
-        run(short)
-    for wrong in (speakers[1:], ["s"] * len(labels)):
-        with pytest.raises(ValueError, match="conditions must be one per"):
-            run(speakers=wrong)
+    with pytest.raises(ValueError, match="conditions must be 2 or more"):
+        run(speakers=["s"] * len(labels))
+    mine = Trials.of([0.0, 1.0, 2.0], [0, 1, 1], ["a", "a", "b"])
+    for labels_of, speakers_of in [([0, 0, 1], "aab"), ([0, 1, 1], "aac")]:
+        other = Trials.of([0.0, 1.0, 2.0], labels_of, list(speakers_of))
+        with pytest.raises(ValueError, match="same trials, 'x', seed 8 has"):
+            bootstrap(lambda e: 0.0, {"x": {7: mine, 8: other}})
     # Targets in one condition of four only: many draws miss it
     labels = (speakers == "s00").astype(int)
     labels[speakers == "s01"] = 1

@@ -247,12 +247,18 @@ def main(arguments=None):
     report.add_argument(
         "--metric", help="figure of the curves, EER by default; less is better"
     )
+    report.add_argument(
+        "--published",
+        metavar="CSV",
+        help="show figures of other work: columns model, *flops, eer_percent",
+    )
     known, overrides = parser.parse_known_args(arguments)
     if known.command == "report":
         if overrides:
             parser.error(f"unrecognized arguments: {' '.join(overrides)}")
         try:
-            print(f"report: {write_report(known.folder, known.metric)}")
+            page = write_report(known.folder, known.metric, known.published)
+            print(f"report: {page}")
         except (ImportError, ValueError, OSError) as error:
             parser.exit(1, f"noisegate: {error}\n")
         return

@@ -8,11 +8,13 @@ import sys
 from html import unescape
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from noisegate.cli import main
-from noisegate.metrics import write_scores
+from noisegate.metrics import Trials, eer, read_trials, write_trials
 from noisegate.report import write_report
+from noisegate.tradeoff import bootstrap
 
 BAD = "</script><script>alert('|')</script>"  # a name that breaks pages
 # EER by method and budget, of seeds 1 and 2
@@ -50,9 +52,25 @@ def write_cell(folder, method, budget, seed, eer):
     if method == "noise":
         text = "\n".join(json.dumps(line) for line in lines)
         (place / "gates.jsonl").write_text(text[:-9] + "\n" + text)
-    labels = [1, 1, 1, 0, 0, 0]
-    scores = [3.0, 2.0, 0.5 + budget, 1.2, 0.0, -1.0]
-    write_scores(place / "scores.txt", "abcdef", "---AAA", labels, scores)
+
+
+def add_trials(folder, n_speakers=30):
+    """Adds scored trials to each cell, and their EER to its result."""
+    labels = np.arange(40 * n_speakers) % 2
+    speakers = [f"spk{i // 40}" for i in range(len(labels))]
+    gaps = {"dense": 4.0, "noise": 3.0, "narrow": 1.0}
+    for place in sorted((folder / "cells").iterdir()):
+        method, budget, seed = place.name.split("_")
+        rng = np.random.default_rng(int(seed))
+        scores = rng.normal(size=len(labels))
+        scores += labels * (gaps[method] + float(budget))
+        trials = Trials.of(scores, labels, speakers)
+        write_trials(place / "trials.txt", trials)
+        result = json.loads((place / "result.json").read_text())
+        result["test"]["EER"] = eer(scores, labels)
+        half = 2048 * float(budget)
+        result["macs_by_layer"] = {"a": [3072, half], "b<": [1024, half]}
+        (place / "result.json").write_text(json.dumps(result))
 
 
 def write_sweep(folder, eers=EERS, n_seeds=2):
@@ -62,8 +80,8 @@ def write_sweep(folder, eers=EERS, n_seeds=2):
     plan = {"recipe": "Toy", "hparams": "a<b>.yaml", "overrides": overrides}
     (folder / "sweep.json").write_text(json.dumps(plan))
     for (method, budget), figures in eers.items():
-        for seed, eer in enumerate(figures[:n_seeds], 1):
-            write_cell(folder, method, budget, seed, eer)
+        for seed, figure in enumerate(figures[:n_seeds], 1):
+            write_cell(folder, method, budget, seed, figure)
     return folder
 
 
@@ -78,6 +96,19 @@ def sweep(tmp_path_factory):
     (failed / "failed.txt").write_text(text)
     (folder / "cells" / "notes").mkdir()
     write_report(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """A folder with its report, with trials and MACs by layer."""
+    pytest.importorskip("plotly")
+    folder = write_sweep(tmp_path_factory.mktemp("scored"))
+    add_trials(folder)
+    published = folder / "published.csv"
+    lines = ["model,gflops,eer_percent", "big,4,5.5", "small<,1,6.5"]
+    published.write_text("\n".join(lines))
+    write_report(folder, published=published)
     return folder
 
 
@@ -143,11 +174,61 @@ def test_figures_of_the_curves(sweep):
     assert quality[2][:5] == ["narrow", "2", "0.25, 0.5, 1", "none", "0.4062"]
     # Means of two, plus and minus 12.706 standard errors of 1, 2 and 3/32
     assert differences[1:] == [
-        ["EER", "narrow", "0.5", "+2", "-10.71 to +14.71", "2"],
-        ["EER", "narrow", "0.25", "+6", "-19.41 to +31.41", "2"],
-        ["hypervolume", "narrow", "0.5, 0.25", "-0.25"]
-        + ["-1.441 to +0.9412", "2"],
+        [*row, "not told apart", "2"]
+        for row in [
+            ["EER", "narrow", "0.5", "+2", "-10.71 to +14.71"],
+            ["EER", "narrow", "0.25", "+6", "-19.41 to +31.41"],
+            ["hypervolume", "narrow", "0.5, 0.25", "-0.25"]
+            + ["-1.441 to +0.9412"],
+        ]
     ]
+
+
+def test_intervals_over_speakers(scored):
+    """Where all cells have trials; what is better is said."""
+    folder = scored
+    summary, _, differences = tables(folder)[:3]
+    assert summary[0][-1] == "95 % interval"
+    for line in summary[1:]:
+        low, _, high = line[-1].partition(" to ")
+        assert float(low) < float(line[-2].split(" ")[0]) < float(high)
+    assert [row[5] for row in differences[1:]] == ["noise"] * 3
+    runs = {}
+    for place in (folder / "cells").iterdir():
+        method, budget, seed = place.name.split("_")
+        trials = read_trials(place / "trials.txt")
+        runs.setdefault((method, float(budget)), {})[int(seed)] = trials
+    estimate = bootstrap(
+        lambda eers: eers["narrow", 0.5] - eers["noise", 0.5], runs
+    )
+    row = differences[1]
+    assert row[:3] == ["EER", "narrow", "0.5"]
+    assert float(row[3]) == pytest.approx(estimate.value, rel=1e-3)
+    low, _, high = row[4].partition(" to ")
+    # The same draws, of groups in another order
+    assert float(low) == pytest.approx(estimate.low, rel=0.2)
+    assert float(high) == pytest.approx(estimate.high, rel=0.2)
+    text = (folder / "report.md").read_text()
+    assert "the 30 speakers of the test set" in text
+
+
+def test_macs_by_layer(scored):
+    """Full and final, with the share of all; published figures beside."""
+    (macs,) = (t for t in tables(scored) if t[0][0] == "MACs of")
+    assert macs[1][:3] == ["a", "0.00307 (75.0 %)", "0.00102"]
+    assert macs[2][:2] == ["b<", "0.00102 (25.0 %)"]
+    page = (scored / "report.html").read_text()
+    assert "published, on other data" in page
+
+
+@pytest.mark.parametrize("text", ["", "model,eer_percent\na,1\n"])
+def test_published_figures_that_lack_a_column(tmp_path, text):
+    pytest.importorskip("plotly")
+    write_sweep(tmp_path)
+    path = tmp_path / "published.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="published.csv must have columns"):
+        write_report(tmp_path, published=path)
 
 
 def test_widths_conditions_and_runs(sweep):
@@ -188,14 +269,14 @@ def test_commands_hold_no_path_of_the_machine(sweep):
         assert "/corpora" not in text and str(sweep) not in text
 
 
-def test_the_page_loads_nothing_and_is_escaped(sweep):
+def test_the_page_loads_nothing_and_is_escaped(scored):
     """One file with all plots, and the tables of the Markdown file."""
-    page = Page(sweep / "report.html")
+    page = Page(scored / "report.html")
     assert page.references == []
-    plots = ["tradeoff", "epochs", "widths", "det"]
+    plots = ["tradeoff", "epochs", "widths", "macs", "det"]
     assert [name for name in page.ids if name in plots] == plots
-    assert page.tables == tables(sweep)
-    text = (sweep / "report.html").read_text(encoding="utf-8")
+    assert page.tables == tables(scored)
+    text = (scored / "report.html").read_text(encoding="utf-8")
     assert BAD not in text and "a&lt;b&gt;.yaml" in text
     assert "@import" not in text.partition("</style>")[0]
     assert not {"b", "iframe", "link", "img"} & set(page.tags)
@@ -225,7 +306,7 @@ def test_sweeps_that_lack_something(tmp_path, groups, n_seeds, missing):
     write_sweep(tmp_path, {group: EERS[group] for group in groups}, n_seeds)
     write_report(tmp_path)
     text = (tmp_path / "report.md").read_text()
-    assert missing not in text.partition("5. By condition")[0]
+    assert missing not in text.partition("6. By condition")[0]
 
 
 def test_history_in_the_result_and_a_figure_that_is_nan(tmp_path):
@@ -246,7 +327,7 @@ def test_history_in_the_result_and_a_figure_that_is_nan(tmp_path):
     text = (tmp_path / "report.md").read_text()
     assert "Without a finite figure, in no plot: noise_0.5_2." in text
     assert "| noise | 0.5 | 2 | 0.500 | 500 | 192 | nan |" in text
-    assert "| EER | narrow | 0.5 | +1 | - | 1 |" in text
+    assert "| EER | narrow | 0.5 | +1 | - | - | 1 |" in text
 
 
 def test_the_command_and_its_errors(tmp_path, capsys, monkeypatch):
@@ -276,13 +357,13 @@ def test_the_command_and_its_errors(tmp_path, capsys, monkeypatch):
     assert not (folder / "report.html").exists()
 
 
-def test_in_a_browser(sweep, tmp_path):
+def test_in_a_browser(scored, tmp_path):
     """All plots are drawn, at the last epoch, without an error."""
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("chromium is not installed")
     # A drop-down and the slider are used, too
-    page = (sweep / "report.html").read_text(encoding="utf-8")
+    page = (scored / "report.html").read_text(encoding="utf-8")
     script = """<script>window.addEventListener("load", async () => {
 const plot = document.getElementById("epochs");
 const [menu] = plot.layout.updatemenus, [slider] = plot.layout.sliders;
@@ -304,8 +385,8 @@ document.title += ";" + plot.data.map(x => x.visible + " " + x.text).join();
     assert run.returncode == 0, run.stderr
     assert "CONSOLE" not in run.stderr
     body = run.stdout.rpartition('<div id="tradeoff"')[2]
-    parts = re.split(r'<div id="(?:epochs|widths|det)"', body)
-    assert len(parts) == 4
+    parts = re.split(r'<div id="(?:epochs|widths|macs|det)"', body)
+    assert len(parts) == 5
     assert all('class="main-svg"' in part for part in parts)
     assert 'data-title="Zoom in"' in body and "Share chart" not in body
     title = re.search("<title>(.*?)</title>", run.stdout).group(1)

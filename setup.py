@@ -48,6 +48,7 @@ setup(
             "torch-pruning==1.6.*",
             "expected-cost",
             "submitit",
+            "tensorboard",
             report,
         ],
         # noisegate report
@@ -63,6 +64,8 @@ setup(
         ],
         # noisegate sweep --slurm
         "slurm": ["submitit"],
+        # recipes with use_tensorboard
+        "tensorboard": ["tensorboard"],
         "docs": ["mkdocs"],
     },
 )

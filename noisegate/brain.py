@@ -23,6 +23,7 @@ from speechbrain.utils.checkpoints import (
 )
 from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import get_logger
+from speechbrain.utils.train_logger import TensorboardLogger
 from tqdm import tqdm
 
 from noisegate import __version__
@@ -136,6 +137,28 @@ def _is_whole(path):
     return not zipped or zipfile.is_zipfile(path)
 
 
+def tensorboard_logger(output_folder):
+    """Creates the logger that :meth:`GatedBrain.log_stats` looks for.
+
+    Arguments
+    ---------
+    output_folder : str
+        Events are written to <output_folder>/tensorboard.
+
+    Returns
+    -------
+    speechbrain.utils.train_logger.TensorboardLogger
+        For the key ``tensorboard_train_logger`` of hparams.
+    """
+    try:
+        return TensorboardLogger(os.path.join(output_folder, "tensorboard"))
+    except ImportError as error:
+        raise ImportError(
+            "use_tensorboard needs the package tensorboard: "
+            "pip install tensorboard"
+        ) from error
+
+
 class _ProgressBar(tqdm):
     """SpeechBrain's progress bar with the present MACs."""
 
@@ -168,8 +191,9 @@ class GatedBrain(sb.Brain):
     * ``compute_objectives`` adds ``self.complexity_term(stage)`` to its loss;
     * ``on_stage_start``, ``on_stage_end``, ``on_fit_batch_start`` and
       ``on_fit_batch_end``, where overridden, call ``super()`` first;
-    * ``on_stage_end`` logs ``self.gate_stats()`` and names the criterion of
-      the best checkpoint in its ``meta`` only if ``self.widths_are_final``.
+    * ``on_stage_end`` logs ``self.gate_stats()``, by ``self.log_stats`` or
+      its own means, and names the criterion of the best checkpoint in its
+      ``meta`` only if ``self.widths_are_final``.
 
     What this class does: gates have an optimizer of their own (own learning
     rate, clipped, no weight decay); schedule and dual variable are stepped
@@ -181,7 +205,8 @@ class GatedBrain(sb.Brain):
     Required in hparams: ``gates`` (:class:`noisegate.attach.Gates`) and
     ``complexity_loss`` (:class:`noisegate.cost.ComplexityLoss`). Optional:
     ``output_folder``, where the history of the widths is written to
-    ``gates.jsonl``.
+    ``gates.jsonl``; ``train_logger`` and ``tensorboard_train_logger`` (of
+    :func:`tensorboard_logger`), which ``log_stats`` writes to.
 
     Arguments
     ---------
@@ -308,6 +333,41 @@ class GatedBrain(sb.Brain):
                 "speechbrain": sb.__version__,
             },
         }
+
+    def log_stats(self, epoch, lr, train_stats, valid_stats):
+        """Logs an epoch with its widths: train log and, if any, TensorBoard.
+
+        TensorBoard shows epochs as steps, also in a run that was resumed.
+
+        Arguments
+        ---------
+        epoch : int
+            Starts at 1.
+        lr : float
+            Learning rate of the epoch.
+        train_stats : dict of str to float
+            Figures of training.
+        valid_stats : dict of str to float
+            Figures of validation.
+        """
+        meta = {"lr": lr, **self.gate_stats()}
+        self.hparams.train_logger.log_stats(
+            {"epoch": epoch, **meta}, train_stats, valid_stats
+        )
+        board = getattr(self.hparams, "tensorboard_train_logger", None)
+        if board is None:
+            return
+        # It counts its calls, which start anew when a run is resumed
+        board.global_step = {
+            "meta": epoch - 1,
+            "train": dict.fromkeys(train_stats, epoch - 1),
+            "valid": dict.fromkeys(valid_stats, epoch - 1),
+        }
+        # With a slash TensorBoard shows the widths side by side
+        meta = {k.replace("width ", "width/", 1): v for k, v in meta.items()}
+        board.log_stats(meta, train_stats, valid_stats)
+        if board.writer is not None:  # there is one in the main process only
+            board.writer.flush()
 
     # ---- hooks of sb.Brain -----------------------------------------------
 

@@ -33,7 +33,7 @@ from speechbrain.dataio.sampler import ReproducibleWeightedRandomSampler
 from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import get_logger
 
-from noisegate.brain import GatedBrain
+from noisegate.brain import GatedBrain, tensorboard_logger
 from noisegate.metrics import asv_errors
 
 logger = get_logger(__name__)
@@ -98,11 +98,7 @@ class SpoofingBrain(GatedBrain):
         if stage == sb.Stage.VALID:
             old_lr, new_lr = self.hparams.lr_annealing(epoch)
             sb.nnet.schedulers.update_learning_rate(self.optimizer, new_lr)
-            self.hparams.train_logger.log_stats(
-                stats_meta={"epoch": epoch, "lr": old_lr, **self.gate_stats()},
-                train_stats={"loss": self.train_loss},
-                valid_stats=stats,
-            )
+            self.log_stats(epoch, old_lr, {"loss": self.train_loss}, stats)
             # Only a model that meets the budget can be the best one. Cllr
             # tells epochs apart that all have an EER of 0
             meta = {"Cllr": stats["Cllr"]} if self.widths_are_final else {}
@@ -299,6 +295,10 @@ if __name__ == "__main__":
         hyperparams_to_save=hparams_file,
         overrides=overrides,
     )
+    if hparams["use_tensorboard"]:
+        hparams["tensorboard_train_logger"] = tensorboard_logger(
+            hparams["output_folder"]
+        )
 
     if hparams["make_mini_la"]:
         from mini_la import make_mini_la

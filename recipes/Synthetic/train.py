@@ -22,7 +22,7 @@ from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from teachers import Teacher, synthesize
 
-from noisegate.brain import GatedBrain
+from noisegate.brain import GatedBrain, tensorboard_logger
 
 logger = get_logger(__name__)
 
@@ -64,11 +64,7 @@ class StudentBrain(GatedBrain):
         old_lr, new_lr = self.hparams.lr_annealing(epoch)
         sb.nnet.schedulers.update_learning_rate(self.optimizer, new_lr)
         self.history.append({"loss": self.stats["loss"], **self.gate_stats()})
-        self.hparams.train_logger.log_stats(
-            stats_meta={"epoch": epoch, "lr": old_lr, **self.gate_stats()},
-            train_stats={"loss": self.train_loss},
-            valid_stats=self.stats,
-        )
+        self.log_stats(epoch, old_lr, {"loss": self.train_loss}, self.stats)
         self.save()
 
     def save(self):
@@ -204,6 +200,10 @@ def train(hparams_file, run_opts, overrides, save_env_desc=True):
         overrides=overrides,
         save_env_desc=save_env_desc,
     )
+    if hparams["use_tensorboard"]:
+        hparams["tensorboard_train_logger"] = tensorboard_logger(
+            hparams["output_folder"]
+        )
     teacher = Teacher(
         hparams["n_features"],
         hparams["teacher_widths"],

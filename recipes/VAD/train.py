@@ -30,7 +30,7 @@ from vad_data import (
     write_atomically,
 )
 
-from noisegate.brain import GatedBrain
+from noisegate.brain import GatedBrain, tensorboard_logger
 
 logger = get_logger(__name__)
 
@@ -90,11 +90,7 @@ class VADBrain(GatedBrain):
         if stage == sb.Stage.VALID:
             old_lr, new_lr = self.hparams.lr_annealing(epoch)
             sb.nnet.schedulers.update_learning_rate(self.optimizer, new_lr)
-            self.hparams.train_logger.log_stats(
-                stats_meta={"epoch": epoch, "lr": old_lr, **self.gate_stats()},
-                train_stats={"loss": self.train_loss},
-                valid_stats=stats,
-            )
+            self.log_stats(epoch, old_lr, {"loss": self.train_loss}, stats)
             # Only a model that meets the budget can be the best one
             meta = {"EER": stats["EER"]} if self.widths_are_final else {}
             self.checkpointer.save_and_keep_only(meta=meta, min_keys=["EER"])
@@ -232,6 +228,10 @@ if __name__ == "__main__":
         hyperparams_to_save=hparams_file,
         overrides=overrides,
     )
+    if hparams["use_tensorboard"]:
+        hparams["tensorboard_train_logger"] = tensorboard_logger(
+            hparams["output_folder"]
+        )
 
     from vad_prepare import prepare_vad
 

@@ -15,6 +15,7 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 
 from noisegate.metrics import eer, read_scores
+from tests.integration.events import scalars
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "ASVspoof"
@@ -184,6 +185,29 @@ def test_one_class_and_natural_sampling(corpus, tmp_path):
     assert out.returncode == 0, out.stdout[-3000:]
     *_, scores = read_scores(tmp_path / "scores.txt")
     assert max(map(abs, scores)) <= 1.01
+
+
+def test_tensorboard_has_each_epoch(corpus, tmp_path):
+    """Losses, valid figures and widths."""
+    pytest.importorskip("tensorboard")
+    out = run(
+        "hparams/mini_resnet34_gated_all.yaml",
+        tmp_path,
+        corpus,
+        "--debug",
+        "--debug_batches=10",
+        "--use_tensorboard=True",
+    )
+    assert out.returncode == 0, out.stdout[-3000:]
+    figures = scalars(tmp_path)
+    assert {"loss/train", "Cllr/valid", "lr", "macs_ratio"} < set(figures)
+    assert all(list(steps) == [1, 2] for steps in figures.values())
+    with open(tmp_path / "gates.jsonl", encoding="utf-8") as fin:
+        last = [json.loads(line) for line in fin][-1]
+    widths = {k: v for k, v in last.items() if k.startswith("width ")}
+    assert widths
+    for name, width in widths.items():
+        assert figures[name.replace(" ", "/")][2] == width
 
 
 @pytest.mark.skipif(

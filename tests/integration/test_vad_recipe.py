@@ -15,8 +15,18 @@ sys.path.insert(0, str(RECIPE))
 
 from embedded_corpus import make_corpus  # noqa: E402
 
+from tests.integration.events import scalars  # noqa: E402
+
 with open(ROOT / "tests" / "recipes" / "VAD.csv", encoding="utf-8") as table:
     ROWS = list(csv.DictReader(table))
+TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+DDP = [
+    "--debug",
+    # Otherwise each process has a checkpoint folder of its own
+    "--debug_persistently",
+    "--distributed_backend=gloo",
+    "--device=cpu",
+]
 
 
 @pytest.fixture(scope="module")
@@ -107,23 +117,33 @@ def test_mixing_on_the_fly(corpus, tmp_path):
 
 def test_two_processes(corpus, tmp_path):
     """Under torchrun there is one result, and it meets the budget."""
-    launcher = ["-m", "torch.distributed.run", "--standalone"]
-    launcher += ["--nproc_per_node=2"]
-    out = run(
-        "hparams/crnn_gated.yaml",
-        tmp_path,
-        corpus,
-        "--debug",
-        # Otherwise each process has a checkpoint folder of its own
-        "--debug_persistently",
-        "--distributed_backend=gloo",
-        "--device=cpu",
-        launcher=launcher,
-    )
+    out = run("hparams/crnn_gated.yaml", tmp_path, corpus, *DDP, launcher=TWO)
     assert out.returncode == 0, out.stdout[-3000:]
     result = json.loads((tmp_path / "result.json").read_text())
     limit = result["budget"] * result["macs_per_second_full"]
     assert result["macs_per_second"] <= 1.01 * limit
+
+
+def test_tensorboard_of_two_processes(corpus, tmp_path):
+    """One file of events, with figures and widths of each epoch."""
+    pytest.importorskip("tensorboard")
+    out = run(
+        "hparams/crnn_gated.yaml",
+        tmp_path,
+        corpus,
+        *DDP,
+        "--use_tensorboard=True",
+        launcher=TWO,
+    )
+    assert out.returncode == 0, out.stdout[-3000:]
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+    figures = scalars(tmp_path)
+    assert {"loss/train", "EER/valid", "lr", "macs_ratio"} < set(figures)
+    assert all(list(steps) == [1, 2] for steps in figures.values())
+    result = json.loads((tmp_path / "result.json").read_text())
+    for gate in ("features", "conv1", "rnn"):
+        width = figures[f"width/{gate}"][2]
+        assert width == result["widths"][gate]
 
 
 def test_finished_result_is_kept(corpus, tmp_path):

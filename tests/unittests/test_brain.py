@@ -3,6 +3,7 @@
 import functools
 import inspect
 import json
+import math
 import os
 import shutil
 import socket
@@ -20,11 +21,13 @@ from speechbrain.nnet.normalization import LayerNorm
 from speechbrain.nnet.RNN import GRU
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter
+from speechbrain.utils.train_logger import FileTrainLogger
 
 import noisegate.brain
 from noisegate.attach import Gates
-from noisegate.brain import GatedBrain
+from noisegate.brain import GatedBrain, tensorboard_logger
 from noisegate.cost import ComplexityLoss
+from tests.integration.events import scalars
 from tests.unittests import models
 
 BUDGET = 0.5
@@ -282,6 +285,30 @@ def test_a_model_without_gates_trains(tmp_path):
     trainer = fit(brain(tmp_path, layers=[], loss={"budget": 1.0}))
     assert history(tmp_path)[-1].keys() == {"epoch", "macs_per_second"}
     trainer.evaluate(dataset(8), min_key="loss", progressbar=False)
+
+
+def test_tensorboard_shows_epochs_as_steps(tmp_path):
+    """Also in a new process and after a gap; nan is kept."""
+    pytest.importorskip("tensorboard")
+    trainer = brain()
+    trainer.hparams.train_logger = FileTrainLogger(tmp_path / "log.txt")
+    trainer.log_stats(6, 0.1, {"loss": 1.5}, {"EER": 2.0})
+    for epochs in ([7, 8], [9]):
+        trainer.hparams.tensorboard_train_logger = tensorboard_logger(tmp_path)
+        for epoch in epochs:
+            stats = {"EER": float(epoch), "EER low": math.nan}
+            trainer.log_stats(epoch, 0.1, {"loss": 1.5}, stats)
+    figures = scalars(tmp_path)
+    assert all(list(steps) == [7, 8, 9] for steps in figures.values())
+    assert figures["EER/valid"] == {7: 7.0, 8: 8.0, 9: 9.0}
+    assert figures["loss/train"][9] == 1.5
+    assert math.isnan(figures["EER low/valid"][9])
+    names = {tag.partition("/")[2] for tag in figures if "width" in tag}
+    assert names == set(trainer.gates.gates)
+    log = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line.split(",")[0] for line in log] == [
+        f"epoch: {epoch}" for epoch in (6, 7, 8, 9)
+    ]
 
 
 def test_a_forgotten_complexity_term_is_an_error():

@@ -9,8 +9,9 @@ Authors
 
 import html
 
-from noisegate.sections import SECTIONS, Data, clean
-from noisegate.sweep import SweepFolder, _write, write_summary
+from noisegate.files import without_paths, write_atomically
+from noisegate.sections import SECTIONS, Data
+from noisegate.sweep import SweepFolder, write_summary
 
 _STYLE = """body { font: 16px/1.5 sans-serif; margin: 2em auto; color: #222;
 padding: 0 1em; max-width: 1100px } div.table { overflow-x: auto }
@@ -104,7 +105,7 @@ def write_report(folder, metric=None, published=None):
     data = Data(sweep, metric, published)
     plan = sweep.plan
     title = f"{plan['recipe']}, {plan['hparams']}: trade-off of a sweep"
-    overrides = clean(" ".join(plan["overrides"])) or "none"
+    overrides = without_paths(" ".join(plan["overrides"])) or "none"
     intro = (
         "Models of several methods, trained by the same recipe for several "
         "budgets. A budget is the share of the multiply-accumulates (MACs) of "
@@ -127,6 +128,6 @@ def write_report(folder, metric=None, published=None):
     )
     write_summary(sweep, metric)
     text = "\n\n".join(_to_markdown(block) for block in blocks) + "\n"
-    _write(sweep.folder / "report.md", text)
-    _write(sweep.folder / "report.html", page)
+    write_atomically(sweep.folder / "report.md", text)
+    write_atomically(sweep.folder / "report.html", page)
     return sweep.folder / "report.html"

@@ -11,7 +11,6 @@ import csv
 import html
 import json
 import math
-import re
 import shlex
 from statistics import mean, stdev
 
@@ -21,13 +20,13 @@ from scipy.stats import (
     t as student,
 )
 
+from noisegate.files import without_paths
 from noisegate.metrics import read_trials, roc_points
 from noisegate.sweep import METHODS, find_metric, summarize
 from noisegate.tradeoff import bootstrap, hypervolume, monotonicity, pareto
 
 _COLOURS = ("#555", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 _COLOURS = dict(zip(METHODS, (*_COLOURS, "#56b4e9")))
-_PATH = re.compile(r"(?<![\w.~/])/(?!/)[^\s'\",\]}]+")  # of one machine
 _ABOVE = {"x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"}
 
 
@@ -680,13 +679,8 @@ def _det(data):
     )
 
 
-def clean(text):
-    """A text without the paths of this machine."""
-    return _PATH.sub("PATH", text)
-
-
 def _quoted(argument):
-    argument = clean(argument)
+    argument = without_paths(argument)
     if "$SWEEP" in argument:
         return f'"{argument}"' if " " in argument else argument
     return shlex.quote(argument)
@@ -706,7 +700,7 @@ def _runs(data):
         names = ", ".join(f"{k} {v}" for k, v in versions.items()) or "-"
         rows.append([cell.name, str(cell.seed), f"{row['macs_share']:.4f}"])
         rows[-1] += [f"{row['params']:.0f}", f"{row['steps']:.0f}"]
-        rows[-1] += [*more, clean(names), clean(commit)]
+        rows[-1] += [*more, without_paths(names), without_paths(commit)]
     for cell in data.sweep.cells:
         arguments = data.sweep.arguments(cell, "$SWEEP")
         command = " ".join(_quoted(argument) for argument in arguments)
@@ -717,7 +711,7 @@ def _runs(data):
         if mark.exists():
             reason = mark.read_text(encoding="utf-8").partition(", see")[0]
             log = f"cells/{cell.name}/stdout.txt"
-            failed.append([cell.name, clean(reason.strip()), log])
+            failed.append([cell.name, without_paths(reason.strip()), log])
         else:
             open_cells.append(cell.name)
     header = ["cell", "seed", "of dense MACs", "parameters", "steps"]

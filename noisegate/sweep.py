@@ -30,6 +30,8 @@ from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.tag import Tag
 from tqdm import tqdm
 
+from noisegate.files import write_atomically
+
 # Gate, complexity loss (None: as in the recipe) and further keys of the latter
 METHODS = {
     "dense": (None, None, {}),
@@ -399,8 +401,8 @@ class Sweep(SweepFolder):
                     f"{yaml} is not what {hparams_file} leads to now: the "
                     "recipe has changed, take another folder"
                 )
-            _write(yaml, text)
-        _write(path, json.dumps(self.plan, indent=2) + "\n")
+            write_atomically(yaml, text)
+        write_atomically(path, json.dumps(self.plan, indent=2) + "\n")
 
     def command(self, cell):
         """Returns the command that runs a cell.
@@ -484,7 +486,9 @@ class Sweep(SweepFolder):
                         continue
                     failed.append(name)
                     text = f"{run.outcome()}, see {run.log}"
-                    _write(self.place(name) / "failed.txt", text + "\n")
+                    write_atomically(
+                        self.place(name) / "failed.txt", text + "\n"
+                    )
                     bar.write(f"{name}: {text}", file=sys.stderr)
                 names = ", ".join(run.cell.name for run in running)
                 state = f"{len(failed)} failed; {names}"
@@ -561,7 +565,7 @@ class _SlurmRun:
         self.log = folder / "stdout.txt"
         self.note = folder / "slurm_job.txt"
         if not self.note.exists():
-            _write(self.note, self._submit(sweep, folder, options))
+            write_atomically(self.note, self._submit(sweep, folder, options))
         self.job = self.note.read_text(encoding="utf-8")
         self.asked, self.pause_s = time.monotonic(), 1.0
 
@@ -609,13 +613,6 @@ class _SlurmRun:
 
 def _interrupt(number, frame):
     raise KeyboardInterrupt
-
-
-def _write(path, text):
-    """Writes a file as a whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 def find_metric(rows, metric=None):
@@ -734,11 +731,11 @@ def write_summary(sweep, metric=None):
         The table.
     """
     table, rows = summarize(sweep.results(), metric)
-    _write(sweep.folder / "summary.md", table + "\n")
+    write_atomically(sweep.folder / "summary.md", table + "\n")
     columns = list(dict.fromkeys(key for row in rows for key in row))
     out = io.StringIO(newline="")
     writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    _write(sweep.folder / "cells.csv", out.getvalue())
+    write_atomically(sweep.folder / "cells.csv", out.getvalue())
     return table

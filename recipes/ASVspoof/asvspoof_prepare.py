@@ -35,10 +35,12 @@ import numpy as np
 import soundfile as sf
 from speechbrain.utils.logger import get_logger
 
+from noisegate.files import write_atomically
+
 # Appended, so that the modules of this folder come first.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "VAD"))
 
-from vad_data import audio_info, write_atomically  # noqa: E402
+from vad_data import audio_info  # noqa: E402
 
 logger = get_logger(__name__)
 

@@ -70,18 +70,14 @@ from scipy.signal import (
 from scipy.spatial.distance import cdist
 from speechbrain.utils.logger import get_logger
 
+from noisegate.files import write_atomically
+
 # Appended, so that the modules of this folder come first.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "VAD"))
 
 from asvspoof_prepare import SETS, read_protocol  # noqa: E402
 from embedded_corpus import draw_speaker, make_utterance, write_flac  # noqa: E402
-from vad_data import (  # noqa: E402
-    active_frames,
-    active_rms,
-    item_generator,
-    read_audio,
-    write_atomically,
-)
+from vad_data import active_frames, active_rms, item_generator, read_audio  # noqa: E402
 from vad_prepare import SPEAKER_COLUMNS, energy_segments, merge_segments  # noqa: E402
 
 logger = get_logger(__name__)

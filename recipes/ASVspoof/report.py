@@ -22,9 +22,9 @@ from pathlib import Path
 
 import matplotlib
 import torch
-from asvspoof_prepare import write_atomically
 from hyperpyyaml import load_hyperpyyaml
 
+from noisegate.files import write_atomically
 from noisegate.metrics import read_scores, roc_points
 
 matplotlib.use("Agg")

@@ -20,12 +20,7 @@ import time
 
 import speechbrain as sb
 import torch
-from asvspoof_prepare import (
-    find_asv_scores,
-    prepare_asvspoof,
-    read_asv_scores,
-    write_atomically,
-)
+from asvspoof_prepare import find_asv_scores, prepare_asvspoof, read_asv_scores
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.dataio import read_audio
 from speechbrain.dataio.dataset import DynamicItemDataset
@@ -34,6 +29,7 @@ from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import get_logger
 
 from noisegate.brain import GatedBrain, tensorboard_logger
+from noisegate.files import without_paths, write_atomically
 from noisegate.metrics import asv_errors
 
 logger = get_logger(__name__)
@@ -257,11 +253,7 @@ def write_results(brain, hparams, overrides, valid, test, intervals):
         )
     result = {
         "hparams": os.path.basename(sys.argv[1]),
-        "overrides": [
-            override
-            for override in sys.argv[2:]
-            if not os.path.isabs(override.partition("=")[2])
-        ],
+        "overrides": [without_paths(text) for text in sys.argv[2:]],
         "seed": hparams["seed"],
         "budget": hparams["budget"],
         **brain.figures(),

@@ -23,6 +23,7 @@ from speechbrain.utils.logger import get_logger
 from teachers import Teacher, synthesize
 
 from noisegate.brain import GatedBrain, tensorboard_logger
+from noisegate.files import write_atomically
 
 logger = get_logger(__name__)
 
@@ -244,10 +245,7 @@ def train(hparams_file, run_opts, overrides, save_env_desc=True):
         "history": brain.history,
     }
     if if_main_process():
-        part = result_file + ".part"
-        with open(part, "w", encoding="utf-8") as out:
-            json.dump(result, out, indent=2)
-        os.replace(part, result_file)
+        write_atomically(result_file, json.dumps(result, indent=2))
     return result
 
 

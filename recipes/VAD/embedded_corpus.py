@@ -22,7 +22,9 @@ import numpy as np
 import soundfile as sf
 from scipy.signal import butter, lfilter, sosfilt
 from speechbrain.utils.logger import get_logger
-from vad_data import item_generator, write_atomically
+from vad_data import item_generator
+
+from noisegate.files import write_atomically
 
 logger = get_logger(__name__)
 

@@ -22,7 +22,9 @@ from pathlib import Path
 import matplotlib
 import torch
 from hyperpyyaml import load_hyperpyyaml
-from vad_data import SNR_RANGES, write_atomically
+from vad_data import SNR_RANGES
+
+from noisegate.files import write_atomically
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402

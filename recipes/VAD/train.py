@@ -22,15 +22,10 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import get_logger
-from vad_data import (
-    FeatureCache,
-    ItemLoader,
-    check_manifests,
-    frame_labels,
-    write_atomically,
-)
+from vad_data import FeatureCache, ItemLoader, check_manifests, frame_labels
 
 from noisegate.brain import GatedBrain, tensorboard_logger
+from noisegate.files import without_paths, write_atomically
 
 logger = get_logger(__name__)
 
@@ -194,11 +189,7 @@ def write_results(brain, hparams, overrides, valid_stats, test_stats):
         )
     result = {
         "hparams": os.path.basename(sys.argv[1]),
-        "overrides": [
-            override
-            for override in sys.argv[2:]
-            if not os.path.isabs(override.partition("=")[2])
-        ],
+        "overrides": [without_paths(text) for text in sys.argv[2:]],
         "seed": hparams["seed"],
         "budget": hparams["budget"],
         **brain.figures(),

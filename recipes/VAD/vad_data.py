@@ -23,6 +23,8 @@ from speechbrain.dataio.dataio import load_data_json
 from speechbrain.utils.data_pipeline import provides, takes
 from speechbrain.utils.logger import get_logger
 
+from noisegate.files import write_atomically
+
 logger = get_logger(__name__)
 
 # The four ranges of the signal-to-noise ratio: name, lowest, highest (dB).
@@ -783,29 +785,6 @@ def bad_files_message(bad, n_files):
     if len(bad) > MAX_LISTED:
         lines.append(f"  and {len(bad) - MAX_LISTED} more")
     return "\n".join(lines)
-
-
-def write_atomically(path, text):
-    """Writes a text file such that it is never seen half written.
-
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        The file; its folder is made.
-    text : str
-        What to write.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as fout:
-            fout.write(text)
-            fout.flush()
-            os.fsync(fout.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class FeatureCache:

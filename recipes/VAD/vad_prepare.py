@@ -51,8 +51,9 @@ from vad_data import (
     read_audio,
     speech_rms,
     uniform_snr,
-    write_atomically,
 )
+
+from noisegate.files import write_atomically
 
 logger = get_logger(__name__)
 

@@ -1,0 +1,55 @@
+"""What all files have in common that runs leave behind.
+
+Authors
+ * The noisegate developers, 2026
+"""
+
+import os
+import re
+from pathlib import Path
+
+_PATH = re.compile(r"(?<![\w.~/])/(?!/)[^\s'\",\]}]+")  # of one machine
+
+
+def write_atomically(path, text):
+    """Writes a text file such that it is never seen half written.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        The file; its folder is made.
+    text : str
+        What to write.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as fout:
+            fout.write(text)
+            fout.flush()
+            os.fsync(fout.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def without_paths(text):
+    """Returns a text without the paths of the machine.
+
+    Arguments
+    ---------
+    text : str
+        The text.
+
+    Returns
+    -------
+    str
+        With "PATH" in their place.
+
+    Example
+    -------
+    >>> without_paths("--data_folder=/corpora/la --seed=1")
+    '--data_folder=PATH --seed=1'
+    """
+    return _PATH.sub("PATH", text)

@@ -22,6 +22,7 @@ from scipy.stats import (
     t as student,
 )
 
+from noisegate.latency import latency_note
 from noisegate.metrics import read_scores, roc_points
 from noisegate.sweep import (
     METHODS,
@@ -193,6 +194,8 @@ def _tradeoff(data):
         line.strip("| ").split(" | ") for line in data.summary.splitlines()
     )
     yield "table", header, lines
+    if note := latency_note(data.sweep.folder):
+        yield "text", note
     if data.left_out:
         names = ", ".join(data.left_out)
         yield "text", f"Without a finite figure, in no plot: {names}."

@@ -15,6 +15,7 @@ asvspoof = [
     "confidence-intervals",
 ]
 report = "plotly==7.*"
+onnx = ["onnx", "onnxruntime", "onnxscript"]
 
 setup(
     name="noisegate",
@@ -56,12 +57,9 @@ setup(
         # What recipes compare with
         "rivals": ["torch-pruning==1.6.*"],
         # benchmarks/zoo.py; without them its column on ONNX is left out
-        "benchmarks": [
-            "torch-pruning==1.6.*",
-            "onnx",
-            "onnxruntime",
-            "onnxscript",
-        ],
+        "benchmarks": ["torch-pruning==1.6.*", *onnx],
+        # noisegate latency; without them torch alone is timed
+        "onnx": onnx,
         # noisegate sweep --slurm
         "slurm": ["submitit"],
         # recipes with use_tensorboard

@@ -577,6 +577,11 @@ class Gates:
         with torch.no_grad():
             whole = example if features is None else [features(example[0])]
             inputs = not_silent(_shortened(model, whole))
+        # Of the model's input for segment_s seconds; None for other arguments
+        self.input_shape = None
+        if len(whole) == 1 and torch.is_tensor(whole[0]):
+            if whole[0].is_floating_point():
+                self.input_shape = list(whole[0].shape)
         self.groups = find_groups(model, features, inputs)
         self.unknown = unknown_layers(model, self.groups)
         if layers is None or layers:

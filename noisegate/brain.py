@@ -550,19 +550,34 @@ class GatedBrain(sb.Brain):
             return
         if folder is None:
             folder = os.path.join(self.hparams.output_folder, "compact")
-        modules, originals = {}, {}
+        modules, originals, shapes = {}, {}, {}
         for name, module in self.modules.items():
             modules[name] = copy.deepcopy(module).cpu()
             part = self._cut.get(name)
             if part == "features" and FEATURES in self.gates.gates:
                 continue  # its constructor takes any number of bands
             is_model = part == "model"
+            if is_model and self.gates.input_shape is not None:
+                shapes[name] = self._input_shape()
             sizes = final_sizes(self.gates, module) if is_model else {}
             built = constructor(hparams_file, name, overrides)
             originals[name] = built, sizes
+        if shapes:  # what latency.py calls the model with
+            values = {
+                "segment_s": self.gates.cost.seconds,
+                "input_shape": shapes,
+                **values,
+            }
         values = {"widths": self.gates.integer_widths(), **values}
         header = "Compacted model, see noisegate"
         save_compact(folder, modules, header, originals, **values)
+
+    def _input_shape(self):
+        """Shape of what the cut model reads of one segment."""
+        shape = list(self.gates.input_shape)
+        if FEATURES in self.gates.gates:
+            shape[-1] = self.gates.integer_widths()[FEATURES]
+        return shape
 
     def open_features(self, feats):
         """Returns the features that the present model reads.

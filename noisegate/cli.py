@@ -7,6 +7,7 @@ Authors
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import speechbrain as sb
 from hyperpyyaml import load_hyperpyyaml
 
 from noisegate.attach import Gates
+from noisegate.latency import describe_latency, write_latency
 from noisegate.report import write_report
 from noisegate.sweep import METHODS, Sweep, write_summary
 
@@ -252,10 +254,29 @@ def main(arguments=None):
         metavar="CSV",
         help="show figures of other work: columns model, *flops, eer_percent",
     )
+    latency = commands.add_parser(
+        "latency",
+        help="time the cut models of a sweep, in turn, on one CPU thread",
+        description="Times the cut model of each finished cell with torch and "
+        "onnxruntime and writes latency.json into the folder of the sweep; "
+        "`noisegate report` shows it.",
+    )
+    latency.add_argument("folder", help="--folder of the sweep")
+    latency.add_argument(
+        "--rounds", type=int, default=15, help="times that each model is run"
+    )
     known, overrides = parser.parse_known_args(arguments)
+    if known.command in ("report", "latency") and overrides:
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    if known.command == "latency":
+        try:
+            path = write_latency(known.folder, known.rounds)
+        except (ValueError, OSError, RuntimeError) as error:
+            parser.exit(1, f"noisegate: {error}\n")
+        print(describe_latency(json.loads(path.read_text(encoding="utf-8"))))
+        print(f"\nlatency: {path}")
+        return
     if known.command == "report":
-        if overrides:
-            parser.error(f"unrecognized arguments: {' '.join(overrides)}")
         try:
             page = write_report(known.folder, known.metric, known.published)
             print(f"report: {page}")

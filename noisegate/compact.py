@@ -441,27 +441,29 @@ def _expression(name, module, originals):
     """Lines that make a module: the constructor, or the original cut."""
     error = None
     original, sizes = originals.get(name, (None, None))
-    if original is not None and not sizes:  # as it was
-        original = original.replace("\n", "\n    ")
-        return [f"{name}: {original}"]
+    written = [f"{name}: " + (original or "").replace("\n", "\n    ")]
+    # Functions that made a module may be at hand in the recipe only
+    called = (original or "").startswith("!apply:")
+    if original is not None and not sizes and not called:  # as it was
+        return written
     try:
         expression = _to_yaml(module)
         if _builds(expression, module):
             return [f"{name}: {expression}"]
     except ValueError as e:
         error = e
-    if name not in originals:
+    if original is None:
         raise ValueError(
             f"the constructors in '{name}' cannot express its sizes; give how "
             "it was built in originals (see noisegate.compact.constructor)"
         ) from error
-    original = original.replace("\n", "\n    ")
-    return [
-        f"{name}: {original}",
-        f"__{name}_sizes: !apply:noisegate.compact.shrink",
-        f"    - !ref <{name}>",
-        f"    - {json.dumps(sizes)}",
-    ]
+    if sizes:
+        written += [
+            f"__{name}_sizes: !apply:noisegate.compact.shrink",
+            f"    - !ref <{name}>",
+            f"    - {json.dumps(sizes)}",
+        ]
+    return written
 
 
 def save_compact(folder, modules, header="", originals=None, **values):

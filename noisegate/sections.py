@@ -21,6 +21,7 @@ from scipy.stats import (
 )
 
 from noisegate.files import without_paths
+from noisegate.latency import latency_note
 from noisegate.metrics import read_trials, roc_points
 from noisegate.sweep import METHODS, find_metric, summarize
 from noisegate.tradeoff import bootstrap, hypervolume, monotonicity, pareto
@@ -285,6 +286,8 @@ def _tradeoff(data):
         for line, group in zip(lines, data.groups):
             line.append("{:.4g} to {:.4g}".format(*intervals[group][1:3]))
     yield "table", header, lines
+    if note := latency_note(data.sweep.folder):
+        yield "text", note
     if data.left_out:
         names = ", ".join(data.left_out)
         yield "text", f"Without a finite figure, in no plot: {names}."

@@ -64,6 +64,17 @@ _LOSS_KEYS = {
     ),
     "noisegate.rivals.FixedWidths": ("gates", "budget", "freeze_epoch"),
 }
+_FLOAT_BYTES = 4
+# Columns of figures that not all cells have: key, its ratio, unit
+_MORE = {
+    "activations (MB per s of audio)": (
+        "activations_per_second",
+        None,
+        1e6 / _FLOAT_BYTES,
+    ),
+    "torch, ms/s (of dense)": ("torch_ms_per_s", "torch_ratio", 1),
+    "onnxruntime, ms/s (of dense)": ("onnx_ms_per_s", "onnx_ratio", 1),
+}
 _METRICS = ("EER", "error_rate", "error", "loss")  # the first that is there
 _POLL_S = 0.5
 _SLURM_PAUSE_S = 30.0
@@ -292,19 +303,21 @@ class SweepFolder:
         Returns
         -------
         list of (Cell, dict)
+            With the key "latency" if the cell is in ``latency.json``.
         """
-        return [
-            (
-                cell,
-                json.loads(
-                    (self.place(cell.name) / "result.json").read_text(
-                        encoding="utf-8"
-                    )
-                ),
-            )
-            for cell in self.cells
-            if self.finished(cell.name)
-        ]
+        latency, found = self.folder / "latency.json", []
+        timed = {}
+        if latency.exists():
+            timed = json.loads(latency.read_text(encoding="utf-8"))["cells"]
+        for cell in self.cells:
+            if not self.finished(cell.name):
+                continue
+            path = self.place(cell.name) / "result.json"
+            result = json.loads(path.read_text(encoding="utf-8"))
+            if cell.name in timed:
+                result["latency"] = timed[cell.name]
+            found.append((cell, result))
+        return found
 
 
 class Sweep(SweepFolder):
@@ -642,6 +655,24 @@ def find_metric(rows, metric=None):
     raise ValueError(f"not all results have a figure 'test' of {wanted}")
 
 
+def _optional(result):
+    """Figures that not all cells have."""
+    found = {**result, **result.get("latency", {})}
+    keys = [key for key, ratio, _ in _MORE.values()]
+    keys += [ratio for _, ratio, _ in _MORE.values() if ratio]
+    return {key: found[key] for key in keys if found.get(key) is not None}
+
+
+def _mean_of(group, key, ratio, unit):
+    """Mean over seeds as text, if all have it, with that of the ratio."""
+    if not all(key in row for row in group):
+        return "-"
+    text = f"{statistics.mean(row[key] for row in group) / unit:.3g}"
+    if ratio and all(ratio in row for row in group):
+        text += f" ({statistics.mean(row[ratio] for row in group):.2f})"
+    return text
+
+
 def summarize(results, metric=None):
     """Returns a table of a sweep, and all figures.
 
@@ -657,8 +688,9 @@ def summarize(results, metric=None):
     -------
     table : str
         Markdown: for each method and budget the number of seeds, MACs relative
-        to the dense model, parameters, training steps, and mean and standard
-        deviation of the metric.
+        to the dense model, parameters, training steps, where known activations
+        and latencies (see docs/sweep.md), and mean and standard deviation of
+        the metric.
     rows : list of dict
         One for each cell: its figures that are numbers.
 
@@ -679,6 +711,8 @@ def summarize(results, metric=None):
             "params": result["params"],
             "steps": result["steps"],
         }
+        # Absent from old results, or not measured
+        row.update(_optional(result))
         for key, value in result["test"].items():
             if isinstance(value, (int, float)):
                 row[f"test {key}"] = value
@@ -686,11 +720,14 @@ def summarize(results, metric=None):
     if not rows:
         raise ValueError("no cell is finished")
     metric = find_metric(rows, metric)
-    lines = [
-        f"| method | budget | n | of dense MACs | parameters | steps "
-        f"| {metric} (test) |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+    more = [
+        name
+        for name, (key, _, _) in _MORE.items()
+        if any(key in row for row in rows)
     ]
+    header = ["method", "budget", "n", "of dense MACs", "parameters", "steps"]
+    header += [*more, f"{metric} (test)"]
+    lines = [f"| {' | '.join(header)} |", "|" + " --- |" * len(header)]
     groups = {}
     for row in rows:
         groups.setdefault((-row["budget"], row["method"]), []).append(row)
@@ -710,7 +747,8 @@ def summarize(results, metric=None):
             f"| {key[1]} | {-key[0]:g} | {len(group)} "
             f"| {mean('macs_share'):.3f} | {mean('params'):.0f} "
             f"| {mean('steps'):.0f} "
-            f"| {statistics.mean(values):.4g}{spread} |"
+            + "".join(f"| {_mean_of(group, *_MORE[name])} " for name in more)
+            + f"| {statistics.mean(values):.4g}{spread} |"
         )
     return "\n".join(lines), rows
 

@@ -234,6 +234,10 @@ def train(hparams_file, run_opts, overrides, save_env_desc=True):
     brain.evaluate(
         datasets["test"], test_loader_kwargs=hparams["test_dataloader_opts"]
     )
+    # The rival is cut in place; a run may have been killed behind this
+    folder = os.path.join(hparams["output_folder"], "compact")
+    if not pruned and not os.path.exists(folder):
+        brain.save_compact(hparams_file, overrides)
     widths, cost = brain.widths(), brain.gates.cost
     result = {
         "seed": hparams["seed"],

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from noisegate.cli import main
 from noisegate.sweep import METHODS, Sweep, derive, summarize
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -111,6 +112,11 @@ def test_all_methods_and_the_table(tmp_path):
     assert logs == {
         p: p.stat().st_mtime_ns for p in tmp_path.glob("cells/*/*.txt")
     }
+
+    # Also where the recipe cannot be imported
+    main(["latency", str(tmp_path), "--rounds=1"])
+    timed = json.loads((tmp_path / "latency.json").read_text())["cells"]
+    assert timed.keys() == cells.keys()
 
     changed = subprocess.run(
         command(tmp_path, *options, overrides=["--lr=0.1"]),

@@ -77,6 +77,8 @@ def test_every_row_runs_with_debug(row, corpus, tmp_path):
     assert result["macs_per_second"] <= 1.01 * limit
     assert 0 <= result["test"]["EER"] <= 100
     compact = (tmp_path / "compact" / "hyperparams.yaml").read_text()
+    bands = result["widths"]["features"]
+    assert f"\n    model: [1, 401, {bands}]\n" in compact
     # The constructor of a Conformer has one argument for all its layers
     needed = "conformer_gated" in row["Hparam_file"]
     assert ("noisegate" in compact.partition("\n")[2]) == needed

@@ -667,6 +667,8 @@ def test_all_modules_are_saved(tmp_path):
     assert "noisegate." not in text and "apply_log: true" in text
     saved = load_hyperpyyaml(text)
     assert saved["widths"] == {"conv": 8} and saved["threshold"] == 0.5
+    shape = saved["input_shape"]["net"]
+    assert shape == tiny.gates.input_shape and saved["segment_s"] == 1
     net = saved["modules"]["net"].eval()
     net.load_state_dict(torch.load(tmp_path / "compact" / "net.ckpt"))
     x = torch.randn(2, 10, 8)

@@ -445,6 +445,20 @@ def test_settings_that_a_class_forgets_are_an_error(tmp_path):
     assert torch.equal(load_hyperpyyaml(text)["softmax"](x), net.softmax(x))
 
 
+def test_what_a_function_made_loads_without_it(tmp_path):
+    """By the constructors of its layers; as it was where these fail."""
+    net = Sequential(input_shape=[None, None, 4])
+    net.append(Linear, n_neurons=3, layer_name="out")
+    made = {"model": ("!apply:students.student", {})}
+    save_compact(str(tmp_path / "a"), {"model": net}, originals=made)
+    text = (tmp_path / "a" / "hyperparams.yaml").read_text()
+    assert load_hyperpyyaml(text)["model"].out.w.out_features == 3
+    net.append(Softmax(apply_log=True), layer_name="softmax")
+    save_compact(str(tmp_path / "b"), {"model": net}, originals=made)
+    text = (tmp_path / "b" / "hyperparams.yaml").read_text()
+    assert text.startswith("model: !apply:students.student\nmodules:")
+
+
 @pytest.mark.parametrize(
     "normalized",
     [

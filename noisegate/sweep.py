@@ -687,10 +687,10 @@ def summarize(results, metric=None):
     Returns
     -------
     table : str
-        Markdown: for each method and budget the number of seeds, MACs relative
-        to the dense model, parameters, training steps, where known activations
-        and latencies (see docs/sweep.md), and mean and standard deviation of
-        the metric.
+        Markdown: for each method and budget the number of seeds, MACs per
+        second of audio and relative to the dense model, parameters, training
+        steps, where known activations and latencies (see docs/sweep.md), and
+        mean and standard deviation of the metric.
     rows : list of dict
         One for each cell: its figures that are numbers.
 
@@ -725,8 +725,8 @@ def summarize(results, metric=None):
         for name, (key, _, _) in _MORE.items()
         if any(key in row for row in rows)
     ]
-    header = ["method", "budget", "n", "of dense MACs", "parameters", "steps"]
-    header += [*more, f"{metric} (test)"]
+    header = ["method", "budget", "n", "MACs/s (M)", "of dense", "parameters"]
+    header += ["steps", *more, f"{metric} (test)"]
     lines = [f"| {' | '.join(header)} |", "|" + " --- |" * len(header)]
     groups = {}
     for row in rows:
@@ -745,6 +745,7 @@ def summarize(results, metric=None):
 
         lines.append(
             f"| {key[1]} | {-key[0]:g} | {len(group)} "
+            f"| {mean('macs_per_second') / 1e6:.3g} "
             f"| {mean('macs_share'):.3f} | {mean('params'):.0f} "
             f"| {mean('steps'):.0f} "
             + "".join(f"| {_mean_of(group, *_MORE[name])} " for name in more)

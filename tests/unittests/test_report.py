@@ -162,7 +162,7 @@ class Page(HTMLParser):
 def test_figures_of_the_curves(sweep):
     """Equal to those computed by hand."""
     summary, quality, differences = tables(sweep)[:3]
-    assert summary[1][:4] == ["dense", "1", "2", "1.000"]
+    assert summary[1][:5] == ["dense", "1", "2", "0.0041", "1.000"]
     assert summary[1][-1] == "3 ± 1.414"
     # Greatest error 16, two halvings: (16 - 4 + 16 - 7) / 32 and
     # (16 - 6 + 16 - 13) / 32
@@ -326,7 +326,7 @@ def test_history_in_the_result_and_a_figure_that_is_nan(tmp_path):
     assert "63.25 of 64" in (tmp_path / "report.html").read_text()
     text = (tmp_path / "report.md").read_text()
     assert "Without a finite figure, in no plot: noise_0.5_2." in text
-    assert "| noise | 0.5 | 2 | 0.500 | 500 | 192 | nan |" in text
+    assert "| noise | 0.5 | 2 | 0.00205 | 0.500 | 500 | 192 | nan |" in text
     assert "| EER | narrow | 0.5 | +1 | - | - | 1 |" in text
 
 

@@ -577,6 +577,7 @@ class Gates:
         with torch.no_grad():
             whole = example if features is None else [features(example[0])]
             inputs = not_silent(_shortened(model, whole))
+        self.example = inputs  # of the model, as short as it can be
         self.groups = find_groups(model, features, inputs)
         self.unknown = unknown_layers(model, self.groups)
         if layers is None or layers:

@@ -33,8 +33,8 @@ from noisegate.sweep import (
 )
 from noisegate.tradeoff import hypervolume, monotonicity, pareto
 
-_COLOURS = ("#555", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
-_COLOURS = dict(zip(METHODS, (*_COLOURS, "#56b4e9")))
+_COLOURS = ("#555", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#882255")
+_COLOURS = dict(zip(METHODS, (*_COLOURS, "#e69f00", "#56b4e9"), strict=True))
 _PATH = re.compile(r"(?<![\w.~/])/(?!/)[^\s'\",\]}]+")  # of one machine
 _ABOVE = {"x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"}
 _STYLE = """body { font: 16px/1.5 sans-serif; margin: 2em auto; color: #222;

@@ -298,37 +298,31 @@ class TorchPruning(MagnitudePruning):
         """Names of the groups that it prunes, after a look at each."""
         try:
             copy = _PrunedCopy(self.gates)
-            groups = copy.groups()
-        except ImportError as error:
-            raise ImportError(
-                "TorchPruning needs torch-pruning: "
-                'pip install -e ".[rivals]"'
-            ) from error
+            found = {}
+            for group in copy.groups():
+                name, channels = copy.channels(group)
+                # All of it, and parts that tell one order from another
+                half = len(set(channels)) // 2
+                copy.check(group)
+                copy.check(copy.part(group, [c < half for c in channels]))
+                copy.check(copy.part(group, [c % 2 == 0 for c in channels]))
+                found[name] = copy.importance(group)
+        except (ImportError, ValueError):
+            raise
         except Exception as error:  # whatever its tracing runs into
-            kind_of = type(self.gates.model).__name__
             raise ValueError(
-                f"torch-pruning cannot trace {kind_of}: "
+                "torch-pruning cannot trace "
+                f"{type(self.gates.model).__name__}: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        found = []
-        for group in groups:
-            name, channels = copy.channels(group)
-            # All of it, and parts that tell one order from another
-            half = len(set(channels)) // 2
-            copy.check(group)
-            copy.check(copy.part(group, [c < half for c in channels]))
-            copy.check(copy.part(group, [c % 2 == 0 for c in channels]))
-            if copy.importance(group) is not None:
-                found.append(name)
-        return found
+        return [name for name, scores in found.items() if scores is not None]
 
     def _prune(self, target):
         gates, cost = self.gates.gates, self.gates.cost
         widths = self.gates.integer_widths()
         if cost.ratio(widths) <= target * (1 + 1e-9):
             return
-        copy = _PrunedCopy(self.gates)
-        for name, channels in copy.prune(widths):
+        for name, channels in _PrunedCopy(self.gates).prune(widths):
             self._close(gates[name], channels)
             if cost.ratio(self.gates.integer_widths()) <= target * (1 + 1e-9):
                 return
@@ -412,8 +406,12 @@ class _PrunedCopy:
     """
 
     def __init__(self, gates):
-        import torch_pruning
-
+        try:
+            import torch_pruning
+        except ImportError as error:
+            raise ImportError(
+                'torch-pruning is missing: pip install -e ".[rivals]"'
+            ) from error
         self.gates = gates.gates
         self.model, _ = compact(gates)
         keep = {n: gate.open_channels() for n, gate in gates.gates.items()}
@@ -515,8 +513,14 @@ class _PrunedCopy:
 
     def channels(self, group):
         """Returns name of our group and channel of each index of its root."""
-        key = self._place(group[0].dep)
-        owners = [self.owner[key][self.left[key][i]] for i in group[0].idxs]
+        key, indices = self._place(group[0].dep), group[0].idxs
+        left = self.left[key]
+        if max(indices) >= len(left):
+            raise ValueError(
+                f"torch-pruning takes '{key[0]}' to have {len(indices)} "
+                f"features, it has {len(left)}"
+            )
+        owners = [self.owner[key][left[i]] for i in indices]
         names = sorted({name for name, _ in owners})
         if len(names) > 1:
             raise ValueError(

@@ -41,6 +41,11 @@ METHODS = {
         "noisegate.rivals.MagnitudePruning",
         {},
     ),
+    "torch_pruning": (
+        "noisegate.gate.HardGate",
+        "noisegate.rivals.TorchPruning",
+        {},
+    ),
     "narrow": (
         "noisegate.gate.HardGate",
         "noisegate.rivals.FixedWidths",
@@ -53,13 +58,10 @@ METHODS = {
     ),
 }
 _GATE_KEYS = ("kappa_min", "granularity")  # what all gates have
+_PRUNING_KEYS = ("gates", "budget", "tighten", "freeze_epoch")
 _LOSS_KEYS = {
-    "noisegate.rivals.MagnitudePruning": (
-        "gates",
-        "budget",
-        "tighten",
-        "freeze_epoch",
-    ),
+    "noisegate.rivals.MagnitudePruning": _PRUNING_KEYS,
+    "noisegate.rivals.TorchPruning": _PRUNING_KEYS,
     "noisegate.rivals.FixedWidths": ("gates", "budget", "freeze_epoch"),
 }
 _METRICS = ("EER", "error_rate", "error", "loss")  # the first that is there

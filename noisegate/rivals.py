@@ -238,9 +238,9 @@ class TorchPruning(MagnitudePruning):
     Only channels that have a gate are pruned. Of groups with a granularity
     whole steps are removed, and none beyond the smallest width. Groups that
     torch-pruning does not find stay open: mel bands, and what is made by none
-    of its layers. It has no GRU, RNN or LSTM of several layers; for these it
-    is told how to remove units, as its ``customized_pruners`` are meant for,
-    and ranks them by the other layers of their group.
+    of its layers. It has no GRU, RNN or LSTM of several layers; it is told
+    how units of these are removed, as its ``customized_pruners`` are meant
+    for, and that their weights count in its importance as all others do.
 
     Arguments
     ---------
@@ -281,56 +281,64 @@ class TorchPruning(MagnitudePruning):
         self, gates, budget, tighten=0.8, freeze_epoch=2, n_prunings=20
     ):
         super().__init__(gates, budget, tighten, freeze_epoch, n_prunings)
-        found = self._find()
-        left = [name for name in gates.gates if name not in found]
-        widths = {name: gates.gates[name].min_width for name in found}
-        least = float(gates.cost.ratio(widths))
-        if least > budget:
+        try:
+            found = self._find()
+            left = [name for name in gates.gates if name not in found]
+            widths = {name: gates.gates[name].min_width for name in found}
+            least = float(gates.cost.ratio(widths))
+            if least > budget:
+                raise ValueError(
+                    f"budget {budget:.4g} is out of reach of torch-pruning: "
+                    f"it prunes {found}, which leaves {least:.4g} of the MACs "
+                    f"at the smallest widths; it does not prune {left}"
+                )
+            self._choose(budget)  # what fails on the way, fails now
+        except (ImportError, ValueError):
+            raise
+        except Exception as error:  # whatever it runs into
             raise ValueError(
-                f"budget {budget:.4g} is out of reach of torch-pruning: it "
-                f"prunes {found}, which leaves {least:.4g} of the MACs at "
-                f"the smallest widths; it does not prune {left}"
-            )
+                f"torch-pruning fails on {type(gates.model).__name__}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
         if left:
             logger.info(f"torch-pruning leaves {left} at full width")
 
     def _find(self):
         """Names of the groups that it prunes, after a look at each."""
-        try:
-            copy = _PrunedCopy(self.gates)
-            found = {}
-            for group in copy.groups():
-                name, channels = copy.channels(group)
-                # All of it, and parts that tell one order from another
-                half = len(set(channels)) // 2
-                copy.check(group)
-                copy.check(copy.part(group, [c < half for c in channels]))
-                copy.check(copy.part(group, [c % 2 == 0 for c in channels]))
-                found[name] = copy.importance(group)
-        except (ImportError, ValueError):
-            raise
-        except Exception as error:  # whatever its tracing runs into
-            raise ValueError(
-                "torch-pruning cannot trace "
-                f"{type(self.gates.model).__name__}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-        return [name for name, scores in found.items() if scores is not None]
+        copy = _PrunedCopy(self.gates)
+        found = []
+        for group in copy.groups():
+            name, channels = copy.channels(group)
+            # All of it, and parts that tell one order from another
+            half = len(set(channels)) // 2
+            copy.check(group)
+            copy.check(copy.part(group, [c < half for c in channels]))
+            copy.check(copy.part(group, [c % 2 == 0 for c in channels]))
+            if copy.importance(group) is not None:
+                found.append(name)
+        return found
+
+    def _choose(self, target):
+        """Channels to close now, by group."""
+        cost, widths = self.gates.cost, self.gates.integer_widths()
+        chosen = {}
+        if cost.ratio(widths) <= target * (1 + 1e-9):
+            return chosen
+        for name, channels in _PrunedCopy(self.gates).prune(widths):
+            step = self.gates.gates[name].granularity
+            for i in range(0, len(channels), step):
+                chosen.setdefault(name, []).extend(channels[i : i + step])
+                widths[name] -= step
+                if cost.ratio(widths) <= target * (1 + 1e-9):
+                    return chosen
+        raise ValueError(
+            f"torch-pruning ends at {cost.ratio(widths):.4g} of the MACs, the "
+            f"target is {target:.4g}"
+        )
 
     def _prune(self, target):
-        gates, cost = self.gates.gates, self.gates.cost
-        widths = self.gates.integer_widths()
-        if cost.ratio(widths) <= target * (1 + 1e-9):
-            return
-        for name, channels in _PrunedCopy(self.gates).prune(widths):
-            self._close(gates[name], channels)
-            if cost.ratio(self.gates.integer_widths()) <= target * (1 + 1e-9):
-                return
-        raise RuntimeError(
-            "torch-pruning ended at "
-            f"{cost.ratio(self.gates.integer_widths()):.4g} of the MACs, the "
-            f"target was {target:.4g}"
-        )
+        for name, channels in self._choose(target).items():
+            self._close(self.gates.gates[name], channels)
 
     @staticmethod
     def _close(gate, channels):
@@ -398,6 +406,47 @@ class _RecurrentPruner:
         return 1
 
 
+def _with_recurrent(importance):
+    """An importance of torch-pruning that sees recurrent layers as well."""
+
+    class WithRecurrent(importance):
+        def __call__(self, group):
+            self.group = group
+            return super().__call__(group)
+
+        def _reduce(self, scores, roots):
+            for item in self.group.items:
+                layer = item.dep.target.module
+                if isinstance(layer, RECURRENT):
+                    made = item.dep.handler.__name__ == "prune_out_channels"
+                    energies = (_energy_made if made else _energy_read)(layer)
+                    scores = [*scores, energies[item.idxs]]
+                    roots = [*roots, item.root_idxs]
+            return super()._reduce(scores, roots)
+
+    return WithRecurrent()
+
+
+def _energy_read(layer):
+    """Squared weights of a recurrent layer that read each of its inputs."""
+    return sum(
+        weight.square().sum(0)
+        for name, weight in layer.named_parameters()
+        if name.startswith("weight_ih_l0")
+    )
+
+
+def _energy_made(layer):
+    """Squared weights that make each of its outputs, by direction."""
+    directions = 1 + layer.bidirectional
+    energies = [0] * directions
+    for name, weight in layer.named_parameters():
+        if name.startswith("weight"):
+            rows = weight.square().sum(1).view(-1, layer.hidden_size)
+            energies[name.endswith("_reverse")] += rows.sum(0)
+    return torch.cat(energies)
+
+
 class _PrunedCopy:
     """A plain copy at the present widths, as torch-pruning sees it.
 
@@ -437,7 +486,9 @@ class _PrunedCopy:
         self.names = {layer: path for path, layer in self.model.named_modules()}
         ops = torch_pruning.ops
         makers = (ops.TORCH_CONV, ops.TORCH_LINEAR, *RECURRENT)
-        magnitudes = torch_pruning.importance.GroupMagnitudeImportance()
+        magnitudes = _with_recurrent(
+            torch_pruning.importance.GroupMagnitudeImportance
+        )
         self.scores = {}
 
         def importance(group):
@@ -578,7 +629,8 @@ class _PrunedCopy:
     def prune(self, widths):
         """Prunes the copy step by step.
 
-        Yields the name of a group and the channels that it lost.
+        Yields the name of a group and the channels that it lost, the least
+        important first.
         """
         widths = dict(widths)
         for _ in range(_STEPS):
@@ -586,24 +638,28 @@ class _PrunedCopy:
                 if not group[0].idxs:
                     continue
                 name, channels = self.channels(group)
-                gate, chosen = self.gates[name], sorted(set(channels))
+                gate = self.gates[name]
+                scores = self.scores[group[0].dep.target.module]
+                total = dict.fromkeys(sorted(set(channels)), 0.0)
+                for i, channel in zip(group[0].idxs, channels):
+                    total[channel] += float(scores[i])
                 room = widths[name] - gate.min_width
-                n = min(len(chosen), room) // gate.granularity
-                n *= gate.granularity
-                if n == 0:
+                n = min(len(total), room) // gate.granularity
+                chosen = sorted(total, key=total.get)[: n * gate.granularity]
+                if not chosen:
                     continue
-                if n < len(chosen):
-                    scores = self.scores[group[0].dep.target.module]
-                    total = dict.fromkeys(chosen, 0.0)
-                    for i, channel in zip(group[0].idxs, channels):
-                        total[channel] += float(scores[i])
-                    chosen = sorted(chosen, key=total.get)[:n]
+                if len(chosen) < len(total):
                     group = self.part(group, [c in chosen for c in channels])
                 self.check(group)
                 removed = self._features(group)
+                for i, (dependency, indices) in enumerate(group):
+                    # What is named twice, behind flattened features, would
+                    # be taken twice from the size that its layer notes
+                    indices = sorted(set(indices))
+                    group[i] = type(group[i])(dependency, indices)
                 group.prune()
                 for key, features in removed.items():
                     left = self.left[key]
                     self.left[key] = [i for i in left if i not in features]
-                widths[name] -= n
+                widths[name] -= len(chosen)
                 yield name, chosen

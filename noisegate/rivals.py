@@ -227,7 +227,7 @@ class TorchPruning(MagnitudePruning):
 
     torch-pruning (Fang et al., "DepGraph: towards any structural pruning",
     CVPR 2023) says what is pruned: its dependency graph, its
-    ``GroupMagnitudeImportance`` (norms of all weights of a channel, relative
+    ``GroupMagnitudeImportance`` (norm of the weights of a channel, relative
     to the mean of its group) and its ``BasePruner`` with one ranking of all
     groups, in steps of a 400th of the channels until the MACs are met, as in
     its examples. It works on a copy of the model that is cut to the present
@@ -240,7 +240,8 @@ class TorchPruning(MagnitudePruning):
     torch-pruning does not find stay open: mel bands, and what is made by none
     of its layers. It has no GRU, RNN or LSTM of several layers; it is told
     how units of these are removed, as its ``customized_pruners`` are meant
-    for, and that their weights count in its importance as all others do.
+    for. Their weights have no part in its importance: units rank by the
+    layers that read them.
 
     Arguments
     ---------
@@ -406,47 +407,6 @@ class _RecurrentPruner:
         return 1
 
 
-def _with_recurrent(importance):
-    """An importance of torch-pruning that sees recurrent layers as well."""
-
-    class WithRecurrent(importance):
-        def __call__(self, group):
-            self.group = group
-            return super().__call__(group)
-
-        def _reduce(self, scores, roots):
-            for item in self.group.items:
-                layer = item.dep.target.module
-                if isinstance(layer, RECURRENT):
-                    made = item.dep.handler.__name__ == "prune_out_channels"
-                    energies = (_energy_made if made else _energy_read)(layer)
-                    scores = [*scores, energies[item.idxs]]
-                    roots = [*roots, item.root_idxs]
-            return super()._reduce(scores, roots)
-
-    return WithRecurrent()
-
-
-def _energy_read(layer):
-    """Squared weights of a recurrent layer that read each of its inputs."""
-    return sum(
-        weight.square().sum(0)
-        for name, weight in layer.named_parameters()
-        if name.startswith("weight_ih_l0")
-    )
-
-
-def _energy_made(layer):
-    """Squared weights that make each of its outputs, by direction."""
-    directions = 1 + layer.bidirectional
-    energies = [0] * directions
-    for name, weight in layer.named_parameters():
-        if name.startswith("weight"):
-            rows = weight.square().sum(1).view(-1, layer.hidden_size)
-            energies[name.endswith("_reverse")] += rows.sum(0)
-    return torch.cat(energies)
-
-
 class _PrunedCopy:
     """A plain copy at the present widths, as torch-pruning sees it.
 
@@ -486,9 +446,7 @@ class _PrunedCopy:
         self.names = {layer: path for path, layer in self.model.named_modules()}
         ops = torch_pruning.ops
         makers = (ops.TORCH_CONV, ops.TORCH_LINEAR, *RECURRENT)
-        magnitudes = _with_recurrent(
-            torch_pruning.importance.GroupMagnitudeImportance
-        )
+        magnitudes = torch_pruning.importance.GroupMagnitudeImportance()
         self.scores = {}
 
         def importance(group):

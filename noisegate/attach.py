@@ -582,6 +582,7 @@ class Gates:
         if len(whole) == 1 and torch.is_tensor(whole[0]):
             if whole[0].is_floating_point():
                 self.input_shape = list(whole[0].shape)
+        self.example = inputs  # of the model, as short as it can be
         self.groups = find_groups(model, features, inputs)
         self.unknown = unknown_layers(model, self.groups)
         if layers is None or layers:

@@ -26,8 +26,8 @@ from noisegate.metrics import read_trials, roc_points
 from noisegate.sweep import METHODS, find_metric, summarize
 from noisegate.tradeoff import bootstrap, hypervolume, monotonicity, pareto
 
-_COLOURS = ("#555", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
-_COLOURS = dict(zip(METHODS, (*_COLOURS, "#56b4e9")))
+_COLOURS = ("#555", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#882255")
+_COLOURS = dict(zip(METHODS, (*_COLOURS, "#e69f00", "#56b4e9"), strict=True))
 _ABOVE = {"x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"}
 
 

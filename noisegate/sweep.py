@@ -43,6 +43,11 @@ METHODS = {
         "noisegate.rivals.MagnitudePruning",
         {},
     ),
+    "torch_pruning": (
+        "noisegate.gate.HardGate",
+        "noisegate.rivals.TorchPruning",
+        {},
+    ),
     "narrow": (
         "noisegate.gate.HardGate",
         "noisegate.rivals.FixedWidths",
@@ -55,13 +60,10 @@ METHODS = {
     ),
 }
 _GATE_KEYS = ("kappa_min", "granularity")  # what all gates have
+_PRUNING_KEYS = ("gates", "budget", "tighten", "freeze_epoch")
 _LOSS_KEYS = {
-    "noisegate.rivals.MagnitudePruning": (
-        "gates",
-        "budget",
-        "tighten",
-        "freeze_epoch",
-    ),
+    "noisegate.rivals.MagnitudePruning": _PRUNING_KEYS,
+    "noisegate.rivals.TorchPruning": _PRUNING_KEYS,
     "noisegate.rivals.FixedWidths": ("gates", "budget", "freeze_epoch"),
 }
 _FLOAT_BYTES = 4

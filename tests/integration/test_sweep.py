@@ -79,9 +79,10 @@ def test_the_yaml_of_a_rival(path, method):
 
 def test_all_methods_and_the_table(tmp_path):
     """Equal steps, budgets met; what is finished is not run again."""
+    pytest.importorskip("torch_pruning")
     options = [
         "--budgets=1,0.25",
-        "--methods=noise,stg,pruned,narrow,retrained",
+        "--methods=noise,stg,pruned,torch_pruning,narrow,retrained",
         "--jobs=2",
     ]
     run = subprocess.run(
@@ -89,7 +90,7 @@ def test_all_methods_and_the_table(tmp_path):
     )
     assert run.returncode == 0, run.stderr
     cells = results(tmp_path)
-    assert len(cells) == 6
+    assert len(cells) == 7
     dense = cells["dense_1_1"]
     assert dense["macs_per_second"] == dense["macs_per_second_full"]
     for name, cell in cells.items():
@@ -102,7 +103,7 @@ def test_all_methods_and_the_table(tmp_path):
     assert noise["test"] != retrained["test"]
     assert "| retrained | 0.25 | 1 |" in run.stdout
     lines = (tmp_path / "cells.csv").read_text().splitlines()
-    assert len(lines) == 7 and lines[0].startswith("method,budget,seed")
+    assert len(lines) == 8 and lines[0].startswith("method,budget,seed")
 
     logs = {p: p.stat().st_mtime_ns for p in tmp_path.glob("cells/*/*.txt")}
     again = subprocess.run(

@@ -24,7 +24,13 @@ from noisegate.files import without_paths
 from noisegate.latency import latency_note
 from noisegate.metrics import read_trials, roc_points
 from noisegate.sweep import METHODS, find_metric, summarize
-from noisegate.tradeoff import bootstrap, hypervolume, monotonicity, pareto
+from noisegate.tradeoff import (
+    area,
+    bootstrap,
+    hypervolume,
+    monotonicity,
+    pareto,
+)
 
 _COLOURS = ("#555", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#882255")
 _COLOURS = dict(zip(METHODS, (*_COLOURS, "#e69f00", "#56b4e9"), strict=True))
@@ -317,10 +323,34 @@ def _quality(data):
         best = pareto([p[2] for p in points], [p[3] for p in points])
         return [points[i][:2] for i in best]
 
+    methods = [m for m in data.methods if m != "dense"]
+    curves = {
+        m: sorted(data.points(m) + dense, key=lambda p: p[2]) for m in methods
+    }
+    limits = (
+        max(curve[0][2] for curve in curves.values()),
+        min(curve[-1][2] for curve in curves.values()),
+    )
+
+    def mean_error(curve):
+        costs = [p[2] for p in curve]
+        return lambda errors: area(
+            costs, [errors[p[:2]] for p in curve], limits
+        )
+
+    quantities = {}
+    for method, curve in curves.items():
+        budgets = [b for m, b in data.groups if m == method]
+        groups = [(method, budget) for budget in budgets]
+        quantities["volume", method] = groups, volume(method, budgets)
+        different = len({p[2] for p in curve}) == len(curve)
+        if different and limits[0] < limits[1]:
+            groups = [p[:2] for p in curve]
+            quantities["area", method] = groups, mean_error(curve)
+    found = data.estimate(quantities)
     joint, rows = front(points), []
-    for method in [m for m in data.methods if m != "dense"]:
+    for method in methods:
         own = data.points(method)
-        area = hypervolume(*zip(*(p[2:] for p in own)), (1.0, worst), lowest)
         runs = [
             (p[1], v) for p in own + dense for v in data.values(p[:2]).values()
         ]
@@ -330,9 +360,17 @@ def _quality(data):
             rank = f"{rho:.2f}", str(inversions)
         budgets = ", ".join(f"{b:g}" for _, b in front(own + dense))
         on = ", ".join(f"{b:g}" for m, b in joint if m == method) or "none"
-        rows.append((method, str(len(own)), budgets, on, f"{area:.4f}", *rank))
+        figures = [
+            text
+            for name in ("volume", "area")
+            for text in _estimate(
+                *found.get((name, method), [math.nan] * 3)[:3]
+            )
+        ]
+        rows.append((method, str(len(own)), budgets, on, *figures, *rank))
     header = ("method", "budgets", "its Pareto front", "on the front of all")
-    header += ("hypervolume", "rank correlation", "inversions")
+    header += ("hypervolume", "95 % interval", "mean error", "95 % interval")
+    header += ("rank correlation", "inversions")
     yield "table", header, rows
     yield (
         "text",
@@ -344,9 +382,11 @@ def _quality(data):
         f"error of {worst:.4g}, the greatest of all cells, and the range "
         f"begins at a cost of {lowest:g}: the same for all methods here, not "
         "comparable with other sweeps, nor between methods with different "
-        "budgets. Rank correlation of budget and error: -1 if more compute "
-        "always helps. An inversion is a budget with a greater mean error "
-        "than the next smaller one.",
+        "budgets. Mean error: over log2 of the cost, with straight lines "
+        f"between the budgets, from {limits[0]:.3g} to {limits[1]:.3g} of the "
+        "dense MACs, where all methods have one. Rank correlation of budget "
+        "and error: -1 if more compute always helps. An inversion is a budget "
+        "with a greater mean error than the next smaller one.",
     )
     quantities = {}
     for method in data.methods:
@@ -371,17 +411,16 @@ def _quality(data):
         return
     rows = []
     for name, figures in data.estimate(quantities).items():
-        value, low, high, n = figures
+        _, low, high, n = figures
         better = "not told apart" if math.isfinite(low) else "-"
         if low > 0 or high < 0:
             more = name[0] == "hypervolume"
             better = name[1] if (low > 0) == more else "noise"
-        texts = "-" if n == 0 else f"{value:+.4g}", "-"
-        if math.isfinite(low):
-            texts = texts[0], f"{low:+.4g} to {high:+.4g}"
+        texts = _estimate(*figures[:3], form="+.4g")
         rows.append((*name, *texts, better, str(n)))
     header = ("figure", "method", "budget", "minus noise", "95 % interval")
     yield "table", (*header, "better", "seeds"), rows
+    of = "of runs with the same seed"
     how = (
         "The interval is Student's over the differences by seed, none with "
         "one seed: with 2 seeds 12.7 standard errors to each side, with 3 "
@@ -390,6 +429,7 @@ def _quality(data):
     if data.scored:
         by_seed = next(iter(data.trials.values()))
         n_speakers = len({*next(iter(by_seed.values())).conditions})
+        of = "of means over the seeds"
         how = (
             "The interval is Student's, from a bootstrap over seeds and the "
             f"{n_speakers} speakers of the test set, drawn alike for both "
@@ -398,10 +438,20 @@ def _quality(data):
         )
     yield (
         "text",
-        "Differences to noise, of runs with the same seed; the hypervolume "
-        f"over the budgets that both have. {how}, and not corrected for the "
+        f"Differences to noise, {of}; the hypervolume over the budgets that "
+        f"both have. {how}, and not corrected for the "
         "number of rows.",
     )
+
+
+def _estimate(value, low, high, form=".4g"):
+    """A value and its interval as text."""
+    if not math.isfinite(value):
+        return "-", "-"
+    interval = "-"
+    if math.isfinite(low):
+        interval = f"{low:{form}} to {high:{form}}"
+    return f"{value:{form}}", interval
 
 
 def _full(data):

@@ -167,8 +167,12 @@ def test_figures_of_the_curves(sweep):
     # Greatest error 16, two halvings: (16 - 4 + 16 - 7) / 32 and
     # (16 - 6 + 16 - 13) / 32
     ranks = ["-0.89", "0"]  # -14 / sqrt(16 15.5)
-    assert quality[1] == ["noise", "2"] + ["0.25, 0.5, 1", "0.25, 0.5"] + [
-        "0.6562",
+    fronts = ["0.25, 0.5, 1", "0.25, 0.5"]
+    # Plus and minus 12.706 / 32; trapezoids of 6, 4, 2 and of 8, 4, 4
+    volume, error = "0.2592 to 1.053", "-1.853 to 10.85"
+    assert quality[1] == ["noise", "2", *fronts] + [
+        *("0.6562", volume),
+        *("4.5", error),
         *ranks,
     ]
     assert quality[2][:5] == ["narrow", "2", "0.25, 0.5, 1", "none", "0.4062"]

@@ -302,6 +302,20 @@ class Drawn(torch.nn.Module):
         return x + random.random()
 
 
+class NoisyScore(torch.nn.Module):
+    """One score, of features with a little noise, also in evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Linear(8, 12)
+        self.out = torch.nn.Linear(12, 1)
+
+    def forward(self, x):
+        """Returns (batch, 1)."""
+        pooled = self.first(x).relu().mean(1)
+        return self.out(pooled + 3e-5 * torch.randn_like(pooled))
+
+
 def chain(layer):
     """A layer without parameters, or of six features, between two others."""
     return Sequential(
@@ -336,6 +350,14 @@ def test_what_cannot_be_cut_exactly_stays(case):
     with pytest.raises(ValueError, match=f"(?s)no group.*first: .*{reason}"):
         Gates(chain(layer), input_shape=[1, 9, 8])
     assert gates.names == []
+
+
+def test_noise_of_the_model_is_not_inexactness():
+    """Whatever the weights: scores of some are near 0."""
+    for seed in range(12):
+        torch.manual_seed(seed)
+        gates = Gates(NoisyScore(), input_shape=[1, 9, 8])
+        assert gates.names == ["first"], seed
 
 
 def test_one_inexact_group_does_not_fix_the_others():

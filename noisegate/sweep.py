@@ -60,12 +60,9 @@ METHODS = {
     ),
 }
 _GATE_KEYS = ("kappa_min", "granularity")  # what all gates have
-_PRUNING_KEYS = ("gates", "budget", "tighten", "freeze_epoch")
-_LOSS_KEYS = {
-    "noisegate.rivals.MagnitudePruning": _PRUNING_KEYS,
-    "noisegate.rivals.TorchPruning": _PRUNING_KEYS,
-    "noisegate.rivals.FixedWidths": ("gates", "budget", "freeze_epoch"),
-}
+# Of the recipe's complexity loss. Pruning keeps its own schedule: the gates'
+# may be over long before the weights tell anything.
+_LOSS_KEYS = ("gates", "budget", "freeze_epoch")
 _FLOAT_BYTES = 4
 # Columns of figures that not all cells have: key, its ratio, unit
 _MORE = {
@@ -162,7 +159,7 @@ def derive(text, method):
         gates["gate"] = gate
     if loss_class is not None:
         new = CommentedMap()
-        for key in _LOSS_KEYS[loss_class]:
+        for key in _LOSS_KEYS:
             if key in loss:
                 new[key] = loss[key]
         new.update(more)

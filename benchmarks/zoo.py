@@ -41,6 +41,7 @@ from benchmarks.zoo_models import ZOO, build
 from noisegate.attach import Gates
 from noisegate.compact import compact, final_sizes, shrink
 from noisegate.cost import ComplexityLoss, count_macs
+from noisegate.files import fill_blocks, write_atomically
 from noisegate.probe import tensors
 
 RESULTS = Path(__file__).parent / "results" / "zoo.json"
@@ -548,7 +549,7 @@ def write_table(readme):
     """
     results = json.loads(RESULTS.read_text(encoding="utf-8"))["models"]
     results = {name: results[name] for name in ZOO if name in results}
-    lines = ["", *filter(None, summary(results)), ""]
+    lines = [*filter(None, summary(results)), ""]
     lines.append("| " + " | ".join(HEADINGS) + " |")
     lines.append("|" + " --- |" * len(HEADINGS))
     for name, result in results.items():
@@ -560,26 +561,7 @@ def write_table(readme):
     lines += ["", "What the table cannot say:", ""]
     for name, result in results.items():
         lines += [f"- {name}: {_short(r)}" for r in remarks(name, result)]
-    path = Path(readme)
-    text = path.read_text(encoding="utf-8")
-    start, end = "<!-- zoo -->", "<!-- /zoo -->"
-    head, tail = text.split(start)[0], text.split(end)[1]
-    block = "\n".join(lines)
-    path.write_text(f"{head}{start}\n{block}\n\n{end}{tail}", encoding="utf-8")
-
-
-def store(report):
-    """Replaces the file of the results.
-
-    Arguments
-    ---------
-    report : dict
-        All results.
-    """
-    RESULTS.parent.mkdir(exist_ok=True)
-    part = RESULTS.with_suffix(".part")
-    part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    part.replace(RESULTS)
+    fill_blocks(readme, zoo="\n".join(lines))
 
 
 def main():
@@ -607,7 +589,7 @@ def main():
         start = time.monotonic()
         result = limited(LIMIT_S, gating, name)
         report["models"][name] = result
-        store(report)
+        write_atomically(RESULTS, json.dumps(report, indent=1) + "\n")
         if "failed" in result:
             row = [name, "failed"]
         else:

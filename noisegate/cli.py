@@ -254,6 +254,12 @@ def main(arguments=None):
         metavar="CSV",
         help="show figures of other work: columns model, *flops, eer_percent",
     )
+    report.add_argument(
+        "--readme",
+        metavar="FILE",
+        help="put the tables of the curves into a Markdown file, between "
+        "<!-- name --> and <!-- /name --> for the name of the folder",
+    )
     latency = commands.add_parser(
         "latency",
         help="time the cut models of a sweep, in turn, on one CPU thread",
@@ -278,7 +284,9 @@ def main(arguments=None):
         return
     if known.command == "report":
         try:
-            page = write_report(known.folder, known.metric, known.published)
+            page = write_report(
+                known.folder, known.metric, known.published, known.readme
+            )
             print(f"report: {page}")
         except (ImportError, ValueError, OSError) as error:
             parser.exit(1, f"noisegate: {error}\n")

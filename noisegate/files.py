@@ -34,6 +34,32 @@ def write_atomically(path, text):
         temporary.unlink(missing_ok=True)
 
 
+def fill_blocks(path, **blocks):
+    """Replaces the generated blocks of a Markdown file.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        The file, with lines ``<!-- name -->`` and ``<!-- /name -->``.
+    **blocks : dict of str to str
+        New contents by name.
+
+    Raises
+    ------
+    ValueError
+        If there is no such block.
+    """
+    path = Path(path)
+    text = path.read_text(encoding="utf-8")
+    for name, block in blocks.items():
+        before, mark, rest = text.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition(f"<!-- /{name} -->")
+        if not (mark and end):
+            raise ValueError(f"{path} has no block '{name}'")
+        text = before + mark + "\n" + block + "\n\n" + end + after
+    write_atomically(path, text)
+
+
 def without_paths(text):
     """Returns a text without the paths of the machine.
 

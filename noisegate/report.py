@@ -9,7 +9,7 @@ Authors
 
 import html
 
-from noisegate.files import without_paths, write_atomically
+from noisegate.files import fill_blocks, without_paths, write_atomically
 from noisegate.sections import SECTIONS, Data
 from noisegate.sweep import SweepFolder, write_summary
 
@@ -66,7 +66,7 @@ def _to_markdown(block):
     return {"title": "# ", "heading": "## "}.get(kind, "") + plain(parts[0])
 
 
-def write_report(folder, metric=None, published=None):
+def write_report(folder, metric=None, published=None, readme=None):
     """Writes ``report.html`` and ``report.md`` into the folder of a sweep.
 
     Also ``summary.md`` and ``cells.csv``, of all finished cells in the folder.
@@ -81,6 +81,10 @@ def write_report(folder, metric=None, published=None):
         Path of a CSV with figures of other work to show beside: columns
         "model", "eer_percent" and one whose name ends in "flops"; its first
         line is the dense model there.
+    readme : str
+        Path of a Markdown file, in which the tables of the first two sections
+        are put between ``<!-- name -->`` and ``<!-- /name -->``, for the name
+        of the folder.
 
     Returns
     -------
@@ -90,8 +94,8 @@ def write_report(folder, metric=None, published=None):
     Raises
     ------
     ValueError
-        If the folder holds no sweep, no cell is finished, or the CSV lacks a
-        column.
+        If the folder holds no sweep, no cell is finished, the CSV lacks a
+        column, or the Markdown file the block.
     ImportError
         If plotly is missing.
     """
@@ -116,9 +120,14 @@ def write_report(folder, metric=None, published=None):
         f"{len(data.results)} of {len(sweep.cells)} cells are finished. "
         f"Overrides of the recipe: {overrides}."
     )
-    blocks = [("title", title), ("text", intro)]
+    blocks, tables = [("title", title), ("text", intro)], []
     for number, (heading, section) in enumerate(SECTIONS.items(), 1):
-        blocks += [("heading", f"{number}. {heading}"), *section(data)]
+        found = list(section(data))
+        blocks += [("heading", f"{number}. {heading}"), *found]
+        if number <= 2:
+            tables += [_to_markdown(x) for x in found if x[0] == "table"]
+    if readme is not None:
+        fill_blocks(readme, **{sweep.folder.name: "\n\n".join(tables)})
     body = "\n".join(_to_html(block) for block in blocks)
     page = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

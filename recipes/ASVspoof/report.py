@@ -24,7 +24,7 @@ import matplotlib
 import torch
 from hyperpyyaml import load_hyperpyyaml
 
-from noisegate.files import write_atomically
+from noisegate.files import fill_blocks, write_atomically
 from noisegate.metrics import read_scores, roc_points
 
 matplotlib.use("Agg")
@@ -327,26 +327,6 @@ def plot_tradeoff(rows, path):
     plt.close(figure)
 
 
-def fill_readme(path, **blocks):
-    """Replaces the generated blocks of a Markdown file.
-
-    Arguments
-    ---------
-    path : pathlib.Path
-        The file, with lines ``<!-- name -->`` and ``<!-- /name -->``.
-    **blocks : dict of str to str
-        New contents by name.
-    """
-    text = path.read_text(encoding="utf-8")
-    for name, block in blocks.items():
-        before, mark, rest = text.partition(f"<!-- {name} -->\n")
-        _, end, after = rest.partition(f"<!-- /{name} -->")
-        if not (mark and end):
-            raise ValueError(f"{path} has no block '{name}'")
-        text = before + mark + "\n" + block + "\n\n" + end + after
-    write_atomically(path, text)
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
@@ -376,4 +356,4 @@ if __name__ == "__main__":
         blocks = {"results": table, "attacks": by_attack}
         if models:
             blocks["models"] = results_table(models, timed)
-        fill_readme(args.readme, **blocks, published=published_table())
+        fill_blocks(args.readme, **blocks, published=published_table())

@@ -24,7 +24,7 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from vad_data import SNR_RANGES
 
-from noisegate.files import write_atomically
+from noisegate.files import fill_blocks, write_atomically
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
@@ -275,26 +275,6 @@ def plot_widths(history, path):
     plt.close(figure)
 
 
-def fill_readme(path, **blocks):
-    """Replaces the generated blocks of a Markdown file.
-
-    Arguments
-    ---------
-    path : pathlib.Path
-        The file, with lines ``<!-- name -->`` and ``<!-- /name -->``.
-    **blocks : dict of str to str
-        New contents by name.
-    """
-    text = path.read_text(encoding="utf-8")
-    for name, block in blocks.items():
-        before, mark, rest = text.partition(f"<!-- {name} -->\n")
-        _, end, after = rest.partition(f"<!-- /{name} -->")
-        if not (mark and end):
-            raise ValueError(f"{path} has no block '{name}'")
-        text = before + mark + "\n" + block + "\n\n" + end + after
-    write_atomically(path, text)
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
@@ -316,4 +296,4 @@ if __name__ == "__main__":
     print(table)
     plot_tradeoff(found, args.folder / "tradeoff.png")
     if args.readme:
-        fill_readme(args.readme, results=table, published=published_table())
+        fill_blocks(args.readme, results=table, published=published_table())

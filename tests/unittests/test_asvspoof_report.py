@@ -89,15 +89,6 @@ def test_plots(folder):
         assert (folder / name).stat().st_size > 5000
 
 
-def test_readme_blocks(tmp_path):
-    path = tmp_path / "README.md"
-    path.write_text("a\n<!-- x -->\nold\n<!-- /x -->\nb\n")
-    report.fill_readme(path, x="new")
-    assert path.read_text() == "a\n<!-- x -->\n\nnew\n\n<!-- /x -->\nb\n"
-    with pytest.raises(ValueError, match="no block 'y'"):
-        report.fill_readme(path, y="new")
-
-
 @pytest.mark.parametrize("full", [False, True])
 def test_cells(full):
     """Every cell has its name, a YAML that exists, and is read again."""

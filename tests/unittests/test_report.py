@@ -216,6 +216,24 @@ def test_intervals_over_speakers(scored):
     assert "the 30 speakers of the test set" in text
 
 
+def test_tables_for_a_readme(scored, tmp_path):
+    """The first two of the page; an error without the block."""
+    folder = shutil.copytree(scored, tmp_path / "copy")
+    readme = tmp_path / "README.md"
+    readme.write_text("no block\n")
+    with pytest.raises(ValueError, match="README.md has no block 'copy'"):
+        write_report(folder, readme=readme)
+    readme.write_text("a\n<!-- copy -->\n<!-- /copy -->\nb\n")
+    write_report(folder, readme=readme)
+    lines = readme.read_text().splitlines()
+    assert (lines[0], lines[-1]) == ("a", "b")
+    report = (folder / "report.md").read_text().splitlines()
+    mine = [line for line in lines if line.startswith("|")]
+    assert mine == [x for x in report if x.startswith("|")][: len(mine)]
+    assert "| narrow | 0.5 |" in readme.read_text()
+    assert "| hypervolume | narrow |" in readme.read_text()
+
+
 def test_macs_by_layer(scored):
     """Full and final, with the share of all; published figures beside."""
     (macs,) = (t for t in tables(scored) if t[0][0] == "MACs of")

@@ -56,13 +56,3 @@ def test_table_of_the_readme_is_generated():
     readme = (RECIPE / "README.md").read_text(encoding="utf-8")
     assert table in readme
     assert report.published_table() in readme
-
-
-def test_blocks_must_exist(tmp_path):
-    """A missing block is an error, other text stays."""
-    page = tmp_path / "page.md"
-    page.write_text("a\n<!-- x -->\nold\n<!-- /x -->\nb\n")
-    report.fill_readme(page, x="new")
-    assert page.read_text() == "a\n<!-- x -->\n\nnew\n\n<!-- /x -->\nb\n"
-    with pytest.raises(ValueError, match="no block 'y'"):
-        report.fill_readme(page, y="new")

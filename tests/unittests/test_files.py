@@ -1,0 +1,42 @@
+"""Files that runs leave behind."""
+
+import pytest
+
+from noisegate.files import fill_blocks, without_paths, write_atomically
+
+
+def test_blocks_are_filled_and_must_exist(tmp_path):
+    """Text around a block stays; without the block nothing is written."""
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- x -->\nold\n<!-- /x -->\nb\n")
+    fill_blocks(page, x="new")
+    filled = "a\n<!-- x -->\n\nnew\n\n<!-- /x -->\nb\n"
+    assert page.read_text() == filled
+    with pytest.raises(ValueError, match="page.md has no block 'y'"):
+        fill_blocks(page, x="newer", y="new")
+    assert page.read_text() == filled
+
+
+def test_a_file_is_whole_or_not_there(tmp_path):
+    """Also if writing fails; nothing else is left behind."""
+    path = tmp_path / "new" / "result.json"
+    write_atomically(path, "{}")
+    with pytest.raises(TypeError):
+        write_atomically(path, None)
+    assert path.read_text() == "{}"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "text, cleaned",
+    [
+        ("--data_folder=/corpora/la", "--data_folder=PATH"),
+        ("--loss={widths: '/a/b.json'}", "--loss={widths: 'PATH'}"),
+        ("--data_folder=data/la", "--data_folder=data/la"),
+        ("--lr=1/2", "--lr=1/2"),
+        ("https://example.org/a", "https://example.org/a"),
+        ("../up/there", "../up/there"),
+    ],
+)
+def test_paths_of_the_machine_are_left_out(text, cleaned):
+    assert without_paths(text) == cleaned

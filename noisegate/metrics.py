@@ -977,8 +977,9 @@ class UtteranceScores:
         write_scores(path, self.ids, self.attacks, self.labels, self.scores)
 
     def write_trials(self, path):
-        """Writes the trials by speaker; see `write_trials`."""
-        write_trials(path, Trials.of(self.scores, self.labels, self.speakers))
+        """Writes the trials by speaker, rounded to 1e-4; see `write_trials`."""
+        scores = np.round(self.scores, 4)
+        write_trials(path, Trials.of(scores, self.labels, self.speakers))
 
     def _attacks(self):
         return sorted(set(self.attacks) - {"-"})

@@ -8,7 +8,8 @@ import os
 import re
 from pathlib import Path
 
-_PATH = re.compile(r"(?<![\w.~/])/(?!/)[^\s'\",\]}]+")  # of one machine
+# Of one machine; not "1/2", "../up" or "https://"
+_PATH = re.compile(r"(?:file:/+|(?<![\w.~/])/(?!/))[^\s'\",\]}]+")
 
 
 def write_atomically(path, text):
@@ -66,7 +67,7 @@ def without_paths(text):
     Arguments
     ---------
     text : str
-        The text.
+        The text, or one argument of a command line.
 
     Returns
     -------
@@ -75,7 +76,11 @@ def without_paths(text):
 
     Example
     -------
-    >>> without_paths("--data_folder=/corpora/la --seed=1")
-    '--data_folder=PATH --seed=1'
+    >>> without_paths("see /corpora/la/log.txt for it")
+    'see PATH for it'
     """
+    # The value of an option may hold spaces
+    option = re.match(r"(-*[\w.]+=)?(file:/)?/(?!/)", text)
+    if option:
+        return f"{option[1] or ''}PATH"
     return _PATH.sub("PATH", text)

@@ -25,6 +25,8 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
+from noisegate.files import write_atomically
+
 
 def roc_points(scores, labels):
     """The operating points (p_fa, p_miss) that thresholds can reach.
@@ -814,8 +816,9 @@ class FrameScores:
     def write(self, path):
         """Writes the trials by speaker; see `write_trials`.
 
-        Scores are rounded to 0.1: hundreds of thousands of frames make a
-        file of some thousand lines, of nearly the same EER.
+        Scores are rounded to 0.1, fine enough for log-odds: hundreds of
+        thousands of frames make a file of some thousand lines, of nearly the
+        same EER.
         """
         lengths = [len(scores) for scores in self.scores]
         speakers = np.repeat(self.speakers, lengths)
@@ -1222,9 +1225,8 @@ def write_trials(path, trials):
     x 1 2.0 2
     """
     rows = zip(trials.conditions, trials.labels, trials.scores, trials.counts)
-    with open(path, "w", encoding="utf-8") as out:
-        for condition, label, score, count in rows:
-            out.write(f"{condition} {label} {float(score)!r} {count}\n")
+    lines = [f"{c} {label} {float(x)!r} {n}\n" for c, label, x, n in rows]
+    write_atomically(path, "".join(lines))
 
 
 def read_trials(path):

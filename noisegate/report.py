@@ -106,10 +106,11 @@ def write_report(folder, metric=None, published=None, readme=None):
             "the report needs plotly: pip install 'noisegate[report]'"
         )
     sweep = SweepFolder.read(folder)
+    write_summary(sweep, metric)
     data = Data(sweep, metric, published)
     plan = sweep.plan
     title = f"{plan['recipe']}, {plan['hparams']}: trade-off of a sweep"
-    overrides = without_paths(" ".join(plan["overrides"])) or "none"
+    overrides = " ".join(map(without_paths, plan["overrides"])) or "none"
     intro = (
         "Models of several methods, trained by the same recipe for several "
         "budgets. A budget is the share of the multiply-accumulates (MACs) of "
@@ -135,7 +136,6 @@ def write_report(folder, metric=None, published=None, readme=None):
         f"<script>{get_plotlyjs()}</script>\n</head>\n<body>\n{body}\n"
         "</body>\n</html>\n"
     )
-    write_summary(sweep, metric)
     text = "\n\n".join(_to_markdown(block) for block in blocks) + "\n"
     write_atomically(sweep.folder / "report.md", text)
     write_atomically(sweep.folder / "report.html", page)

@@ -25,8 +25,8 @@ from noisegate.latency import latency_note
 from noisegate.metrics import read_trials, roc_points
 from noisegate.sweep import METHODS, find_metric, summarize
 from noisegate.tradeoff import (
+    Bootstrap,
     area,
-    bootstrap,
     hypervolume,
     monotonicity,
     pareto,
@@ -56,6 +56,10 @@ class Data:
         self.summary, self.rows = summarize(self.results, metric)
         self.metric = find_metric(self.rows, metric)
         self.published = [] if published is None else _published(published)
+        if self.published and self.metric != "EER":
+            raise ValueError(
+                f"published figures are EERs, the curves show {self.metric}"
+            )
         self.runs, self.left_out = {}, []
         for (cell, result), row in zip(self.results, self.rows):
             if math.isfinite(row[f"test {self.metric}"]):
@@ -71,64 +75,76 @@ class Data:
         )
         self.methods = sorted({m for m, _ in self.groups}, key=order.index)
         self.dense = ("dense", 1.0) in self.runs
-        self.trials = {}
+        self.draws, self.note = self._draw()
+
+    def _draw(self):
+        """Draws of speakers, if there are trials; else why there are none."""
+        if self.metric != "EER":
+            return None, None
+        trials = {}
         for group, runs in self.runs.items():
             paths = {
-                seed: sweep.place(runs[seed][0].name) / "trials.txt"
+                seed: self.sweep.place(runs[seed][0].name) / "trials.txt"
                 for seed in sorted(runs)
             }
-            if all(path.exists() for path in paths.values()):
-                self.trials[group] = {
-                    s: read_trials(p) for s, p in paths.items()
-                }
+            if not all(path.exists() for path in paths.values()):
+                return None, None
+            trials[group] = paths
+        try:
+            trials = {
+                group: {seed: read_trials(path) for seed, path in paths.items()}
+                for group, paths in trials.items()
+            }
+            return Bootstrap(trials), None
+        except ValueError as error:
+            reason = without_paths(str(error))
+            return None, f"Intervals are over seeds alone: {reason}."
 
-    @property
-    def scored(self):
-        """bool : whether intervals can be over speakers, too."""
-        return self.metric == "EER" and self.trials.keys() == self.runs.keys()
+    def estimate(self, groups, function):
+        """Value and 95 % interval of a quantity.
 
-    def estimate(self, quantities):
-        """Values and 95 % intervals.
+        Over seeds and speakers if there are draws, else Student's over the
+        seeds; no interval with one seed.
 
         Arguments
         ---------
-        quantities : dict
-            By name the groups that a quantity is about, and a function of a
-            dict of group to error.
+        groups : list of tuple
+            Method and budget of what the quantity is about.
+        function : callable
+            Of a dict of these to error.
 
         Returns
         -------
-        dict
-            By name the value, the ends of its interval (nan with one run)
-            and the number of seeds.
+        value : float
+            Of means over the seeds that all have, nan if there is none.
+            The dense model takes part with all its seeds if need be.
+        low : float
+            End of the interval, nan with one seed.
+        high : float
+            The other end.
+        n_seeds : int
+            Number of seeds.
         """
-        seeds = {
-            name: set.intersection(*({*self.runs[g]} for g in groups))
-            for name, (groups, _) in quantities.items()
-        }
-        if self.scored:
-            found = bootstrap(
-                lambda eers: [f(eers) for _, f in quantities.values()],
-                self.trials,
-            )
-            columns = found.value, found.low, found.high
-            return {
-                name: (*map(float, figures), len(seeds[name]))
-                for name, *figures in zip(quantities, *columns)
-            }
-        found = {}
-        for name, (groups, function) in quantities.items():
-            errors = [
-                function({g: self.values(g)[s] for g in groups})
-                for s in sorted(seeds[name])
+        of = {g: set(self.values(g)) for g in groups}
+        others = [of[g] for g in groups if g[0] != "dense"] or [*of.values()]
+        common = sorted(set.intersection(*others))
+        seeds = {g: sorted(of[g] & set(common)) or sorted(of[g]) for g in of}
+        n = len(common)
+        if n == 0:
+            return math.nan, math.nan, math.nan, 0
+        errors = {g: self.values(g) for g in groups}
+        means = {g: mean(errors[g][s] for s in seeds[g]) for g in groups}
+        value, half = float(function(means)), math.nan
+        if n > 1 and self.draws is not None:
+            found = self.draws.estimate(function, seeds)
+            half = (found.high - found.low) / 2
+        elif n > 1:
+            alone = [
+                function({g: errors[g].get(s, means[g]) for g in groups})
+                for s in common
             ]
-            middle, half, n = np.nan, np.nan, len(errors)
-            if n:
-                middle = mean(errors)
-            if n > 1:
-                half = student.ppf(0.975, n - 1) * stdev(errors) / n**0.5
-            found[name] = middle, middle - half, middle + half, n
-        return found
+            half = student.ppf(0.975, n - 1) * stdev(alone) / n**0.5
+        return value, value - half, value + half, n
 
     def values(self, group, key=None):
         """A figure of a method and budget, by seed."""
@@ -157,7 +173,7 @@ class Data:
 
 
 def _published(path):
-    """Name, share of the MACs of the first model and EER by model."""
+    """Name, share of the MACs of the first model and EER of each model."""
     with open(path, encoding="utf-8") as fin:
         rows = list(csv.DictReader(fin))
     columns = list(rows[0]) if rows else []
@@ -167,11 +183,19 @@ def _published(path):
             f"{path} must have columns model, *flops and eer_percent, got "
             f"{columns}"
         )
-    full = float(rows[0][costs[0]])
-    return [
-        (r["model"], float(r[costs[0]]) / full, float(r["eer_percent"]))
-        for r in rows
-    ]
+    found = []
+    for row in rows:
+        try:
+            cost, eer = float(row[costs[0]]), float(row["eer_percent"])
+        except ValueError:
+            continue  # "not reported"
+        more = {*columns} - {"model", costs[0], "eer_percent"}
+        more = [f"{key} {row[key]}" for key in columns if key in more]
+        found.append((", ".join([row["model"], *more]), cost, eer))
+    if not found:
+        raise ValueError(f"{path} has no model with cost and eer_percent")
+    full = found[0][1]
+    return [(name, cost / full, eer) for name, cost, eer in found]
 
 
 def _spread(values):
@@ -211,17 +235,19 @@ def _menu(labels, names):
 def _tradeoff(data):
     """Error against MACs."""
     traces, intervals = [], {}
-    if data.scored:
-        intervals = data.estimate(
-            {g: ([g], lambda eers, g=g: eers[g]) for g in data.groups}
-        )
+    if data.draws is not None:
+        intervals = {
+            g: data.estimate([g], lambda eers, g=g: eers[g])
+            for g in data.groups
+        }
     for method in data.methods:
         points = sorted(data.points(method), key=lambda p: p[2])
         errors = [data.values(p[:2]) for p in points]
         shares = [data.values(p[:2], "macs_share") for p in points]
         spreads = [stdev(e.values()) if len(e) > 1 else 0 for e in errors]
         if intervals:
-            spreads = [p[3] - intervals[p[:2]][1] for p in points]
+            halves = [p[3] - intervals[p[:2]][1] for p in points]
+            spreads = [x if math.isfinite(x) else 0 for x in halves]
         look = {"marker": {"color": _COLOURS[method], "size": 9}}
         look["legendgroup"] = method
         line = {
@@ -281,16 +307,25 @@ def _tradeoff(data):
     yield (
         "text",
         "Left is cheaper, down is better. A line for each method: mean over "
-        f"its seeds, with bars of {bars}; the faint points are single seeds. "
-        f"{note}",
+        f"its seeds, with bars of {bars}, none with one seed; the faint points "
+        f"are single seeds. {note}",
     )
+    if data.note:
+        yield "text", data.note
+    if data.published:
+        yield (
+            "text",
+            "The crosses are published figures, of other data and other "
+            "models: their cost is relative to that of the first one, "
+            f"{data.published[0][0]}.",
+        )
     header, _, *lines = (
         line.strip("| ").split(" | ") for line in data.summary.splitlines()
     )
     if intervals and not data.left_out:
         header = [*header, "95 % interval"]
         for line, group in zip(lines, data.groups):
-            line.append("{:.4g} to {:.4g}".format(*intervals[group][1:3]))
+            line.append(_estimate(*intervals[group][:3])[1])
     yield "table", header, lines
     if note := latency_note(data.sweep.folder):
         yield "text", note
@@ -338,16 +373,6 @@ def _quality(data):
             costs, [errors[p[:2]] for p in curve], limits
         )
 
-    quantities = {}
-    for method, curve in curves.items():
-        budgets = [b for m, b in data.groups if m == method]
-        groups = [(method, budget) for budget in budgets]
-        quantities["volume", method] = groups, volume(method, budgets)
-        different = len({p[2] for p in curve}) == len(curve)
-        if different and limits[0] < limits[1]:
-            groups = [p[:2] for p in curve]
-            quantities["area", method] = groups, mean_error(curve)
-    found = data.estimate(quantities)
     joint, rows = front(points), []
     for method in methods:
         own = data.points(method)
@@ -360,13 +385,16 @@ def _quality(data):
             rank = f"{rho:.2f}", str(inversions)
         budgets = ", ".join(f"{b:g}" for _, b in front(own + dense))
         on = ", ".join(f"{b:g}" for m, b in joint if m == method) or "none"
-        figures = [
-            text
-            for name in ("volume", "area")
-            for text in _estimate(
-                *found.get((name, method), [math.nan] * 3)[:3]
-            )
-        ]
+        curve, mine = curves[method], [p[:2] for p in own]
+        whole = volume(method, [b for _, b in mine])
+        figures = _estimate(*data.estimate(mine, whole)[:3])
+        different = len({p[2] for p in curve}) == len(curve)
+        if different and limits[0] < limits[1]:
+            groups = [p[:2] for p in curve]
+            found = data.estimate(groups, mean_error(curve))
+            figures += _estimate(*found[:3])
+        else:
+            figures += ("-", "-")
         rows.append((method, str(len(own)), budgets, on, *figures, *rank))
     header = ("method", "budgets", "its Pareto front", "on the front of all")
     header += ("hypervolume", "95 % interval", "mean error", "95 % interval")
@@ -388,58 +416,64 @@ def _quality(data):
         "and error: -1 if more compute always helps. An inversion is a budget "
         "with a greater mean error than the next smaller one.",
     )
-    quantities = {}
+    rows = []
+
+    def compare(figure, method, budgets, groups, function):
+        """A row; function is above 0 where the figure of the method is."""
+        value, low, high, n = data.estimate(groups, function)
+        better = "not told apart" if math.isfinite(low) else "-"
+        if low > 0 or high < 0:
+            more = figure == "hypervolume"
+            better = method if (low > 0) == more else "noise"
+        texts = _estimate(value, low, high, form="+.4g")
+        budgets = ", ".join(f"{b:g}" for b in budgets)
+        rows.append((figure, method, budgets, *texts, better, str(n)))
+
     for method in data.methods:
         shared = [b for m, b in data.groups if m == method]
         shared = [b for b in shared if ("noise", b) in data.runs]
         if method in ("noise", "dense") or not shared:
             continue
         for b in shared:
-            pair = (method, b), ("noise", b)
-            quantities[data.metric, method, f"{b:g}"] = (
-                pair,
-                lambda errors, pair=pair: errors[pair[0]] - errors[pair[1]],
+            one, other = (method, b), ("noise", b)
+            compare(
+                data.metric,
+                method,
+                [b],
+                [one, other],
+                lambda errors, one=one, other=other: (
+                    errors[one] - errors[other]
+                ),
             )
-        groups = [(m, b) for m in (method, "noise") for b in shared]
-        name = "hypervolume", method, ", ".join(f"{b:g}" for b in shared)
         mine, base = volume(method, shared), volume("noise", shared)
-        quantities[name] = (
-            groups,
+        compare(
+            "hypervolume",
+            method,
+            shared,
+            [(m, b) for m in (method, "noise") for b in shared],
             lambda errors, mine=mine, base=base: mine(errors) - base(errors),
         )
-    if not quantities:
+    if not rows:
         return
-    rows = []
-    for name, figures in data.estimate(quantities).items():
-        _, low, high, n = figures
-        better = "not told apart" if math.isfinite(low) else "-"
-        if low > 0 or high < 0:
-            more = name[0] == "hypervolume"
-            better = name[1] if (low > 0) == more else "noise"
-        texts = _estimate(*figures[:3], form="+.4g")
-        rows.append((*name, *texts, better, str(n)))
     header = ("figure", "method", "budget", "minus noise", "95 % interval")
     yield "table", (*header, "better", "seeds"), rows
-    of = "of runs with the same seed"
     how = (
-        "The interval is Student's over the differences by seed, none with "
-        "one seed: with 2 seeds 12.7 standard errors to each side, with 3 "
-        "seeds 4.3. It is about training again, not about other test data"
+        "The interval is Student's over the differences by seed: with 2 seeds "
+        "12.7 standard errors to each side, with 3 seeds 4.3. It is about "
+        "training again, not about other test data"
     )
-    if data.scored:
-        by_seed = next(iter(data.trials.values()))
-        n_speakers = len({*next(iter(by_seed.values())).conditions})
-        of = "of means over the seeds"
+    if data.draws is not None:
         how = (
             "The interval is Student's, from a bootstrap over seeds and the "
-            f"{n_speakers} speakers of the test set, drawn alike for both "
-            "(noisegate.tradeoff.bootstrap): about training again and "
-            "testing with other speakers"
+            f"{len(data.draws.conditions)} speakers of the test set, drawn "
+            "alike for both (noisegate.tradeoff.bootstrap): about training "
+            "again and testing with other speakers"
         )
     yield (
         "text",
-        f"Differences to noise, {of}; the hypervolume over the budgets that "
-        f"both have. {how}, and not corrected for the "
+        "Differences to noise of runs with the same seeds, as many as the last "
+        "column says; the hypervolume over the budgets that both have. "
+        f"{how}. There is none with one seed, and it is not corrected for the "
         "number of rows.",
     )
 
@@ -628,10 +662,14 @@ def _macs(data):
     if not columns:
         yield "text", "The results have no MACs by layer."
         return
-    full = {
-        layer: pair[0]
-        for _, result in data.results
-        for layer, pair in result.get("macs_by_layer", {}).items()
+    full = {}
+    for cell, result in data.results:
+        for layer, (macs, _) in result.get("macs_by_layer", {}).items():
+            if cell.method == "dense" or not data.dense:
+                full[layer] = max(macs, full.get(layer, 1))
+    columns = {
+        group: {layer: macs for layer, macs in w.items() if layer in full}
+        for group, w in columns.items()
     }
     total = sum(full.values())
     yield from _bars("macs", columns, full, "share of the layer's MACs")
@@ -644,7 +682,10 @@ def _macs(data):
     )
     rows = [
         [layer, f"{macs / 1e6:.3g} ({100 * macs / total:.1f} %)"]
-        + [f"{w[layer] / 1e6:.3g}" for w in columns.values()]
+        + [
+            f"{w[layer] / 1e6:.3g}" if layer in w else "-"
+            for w in columns.values()
+        ]
         for layer, macs in full.items()
     ]
     labels = [f"{method} {budget:g}" for method, budget in columns]
@@ -677,15 +718,19 @@ def _breakdown(data):
 
 def _det(data):
     """Detection error trade-off curves."""
-    traces, shown = [], []
+    traces, shown, broken = [], [], []
     every = [f"budget {b:g}" for b in dict.fromkeys(b for _, b in data.groups)]
     for name, cell, _ in data.first():
         path = data.sweep.place(cell.name) / "trials.txt"
         if not path.exists():
             continue
-        trials = read_trials(path)
-        scores, labels = (np.repeat(x, trials.counts) for x in trials[:2])
-        p_fa, p_miss, _ = (x.numpy() for x in roc_points(scores, labels))
+        try:
+            trials = read_trials(path)
+            scores, labels = (np.repeat(x, trials.counts) for x in trials[:2])
+            p_fa, p_miss, _ = (x.numpy() for x in roc_points(scores, labels))
+        except ValueError as error:
+            broken.append(f"{cell.name}: {without_paths(str(error))}")
+            continue
         inside = (p_fa > 0) & (p_fa < 1) & (p_miss > 0) & (p_miss < 1)
         corner = np.stack([p_fa, p_miss], axis=1)[inside]
         # At most one point in each hundredth of a standard deviation
@@ -707,6 +752,8 @@ def _det(data):
         )
         dense = cell.method == "dense"
         shown.append(every if dense else [f"budget {cell.budget:g}"])
+    if broken:
+        yield "text", f"Without a curve: {'; '.join(broken)}."
     budgets = [b for b in every if any(b in names for names in shown)]
     if not traces:
         yield "text", "No cell has a file of trials."

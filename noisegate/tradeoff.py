@@ -9,6 +9,7 @@ Authors
  * The noisegate developers, 2026
 """
 
+import copy
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -336,60 +337,108 @@ def bootstrap(statistic, runs, n=1000, seed=0, level=0.95):
     >>> worse.low > 0, worse.above
     (True, 1.0)
     """
-    if n < 2:
-        raise ValueError(f"n must be 2 or more, got {n}")
-    if not 0 < level < 1:
-        raise ValueError(f"level must be between 0 and 1, got {level}")
-    if not runs or not all(runs.values()):
-        raise ValueError("runs must hold systems with one run at least each")
-    held = None  # trials of each class by condition
-    for name, by_seed in runs.items():
-        for s, trials in by_seed.items():
-            names, of = np.unique(trials.conditions, return_inverse=True)
-            mine = np.stack(
-                [
-                    np.bincount(of, trials.counts * (trials.labels == y))
-                    for y in (0, 1)
-                ]
-            ).astype(int)
-            if held is None:
-                first, held = list(names), mine
-            if list(names) != first or (mine != held).any():
-                raise ValueError(
-                    f"runs must be tested on the same trials, {name!r}, seed "
-                    f"{s!r} has others than the first"
+    return Bootstrap(runs, n, seed).estimate(statistic, level=level)
+
+
+class Bootstrap:
+    """Draws for several statistics of the same runs; see :func:`bootstrap`.
+
+    Arguments
+    ---------
+    runs : dict
+        By system and seed, see :func:`bootstrap`.
+    n : int
+        Number of draws, at least 2.
+    seed : int
+        Of the draws.
+    """
+
+    def __init__(self, runs, n=1000, seed=0):
+        if n < 2:
+            raise ValueError(f"n must be 2 or more, got {n}")
+        if not runs or not all(runs.values()):
+            raise ValueError(
+                "runs must hold systems with one run at least each"
+            )
+        held = None  # trials of each class by condition
+        for name, by_seed in runs.items():
+            for s, trials in by_seed.items():
+                names, of = np.unique(trials.conditions, return_inverse=True)
+                mine = np.stack(
+                    [
+                        np.bincount(of, trials.counts * (trials.labels == y))
+                        for y in (0, 1)
+                    ]
+                ).astype(int)
+                if held is None:
+                    self.conditions, held = list(names), mine
+                if list(names) != self.conditions or (mine != held).any():
+                    raise ValueError(
+                        f"runs must be tested on the same trials, {name!r}, "
+                        f"seed {s!r} has others than the first"
+                    )
+        if len(self.conditions) < 2:
+            raise ValueError(
+                "conditions must be 2 or more different ones, got "
+                f"{self.conditions}"
+            )
+        self.n, self._rng = n, np.random.default_rng(seed)
+        drawn = _draw_conditions(held, n, self._rng)
+        # The first row: the data as they are
+        drawn = np.concatenate([np.ones_like(drawn[:1]), drawn])
+        self.eers = {
+            name: {s: _eers_of(trials, drawn) for s, trials in by_seed.items()}
+            for name, by_seed in runs.items()
+        }
+
+    def estimate(self, statistic, seeds=None, level=0.95):
+        """Returns the interval of a statistic.
+
+        Arguments
+        ---------
+        statistic : callable
+            See :func:`bootstrap`.
+        seeds : dict
+            By system that the statistic is about the seeds that count; None:
+            all of all. Systems with few seeds widen the interval, so leave
+            out what does not matter.
+        level : float
+            See :func:`bootstrap`.
+
+        Returns
+        -------
+        estimate : Estimate
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"level must be between 0 and 1, got {level}")
+        seeds = self.eers if seeds is None else seeds
+        rng = copy.deepcopy(self._rng)  # the same draws for each statistic
+        shares = {}  # by set of seeds: of each seed in each draw
+        for chosen in seeds.values():
+            n_seeds = len(chosen)
+            if frozenset(chosen) not in shares:
+                counts = rng.multinomial(
+                    n_seeds, [1 / n_seeds] * n_seeds, self.n
                 )
-    if len(first) < 2:
-        raise ValueError(
-            f"conditions must be 2 or more different ones, got {first}"
-        )
-    rng = np.random.default_rng(seed)
-    drawn = _draw_conditions(held, n, rng)
-    drawn = np.concatenate([np.ones((1, len(first)), int), drawn])
-    shares = {}  # by set of seeds: of each seed in each draw
-    for by_seed in runs.values():
-        n_seeds = len(by_seed)
-        if frozenset(by_seed) not in shares:
-            counts = rng.multinomial(n_seeds, [1 / n_seeds] * n_seeds, n)
-            share = dict(zip(by_seed, counts.T / n_seeds))
-            shares[frozenset(by_seed)] = share
-    # Mean EER by draw: the data as they are, both levels, each level alone
-    means = [{}, {}, {}, {}]
-    for name, by_seed in runs.items():
-        eers = {s: _eers_of(trials, drawn) for s, trials in by_seed.items()}
-        share, one = shares[frozenset(by_seed)], np.ones(n) / len(eers)
-        means[0][name] = sum(eers[s][:1] * one[0] for s in share)
-        means[1][name] = sum(eers[s][1:] * share[s] for s in share)
-        means[2][name] = sum(eers[s][1:] * one for s in share)
-        means[3][name] = sum(eers[s][0] * share[s] for s in share)
-    value, both, *alone = (_evaluate(statistic, mean) for mean in means)
-    seeds = min((len(x) for x in runs.values() if len(x) > 1), default=2)
-    half = _half_width(alone, [len(first), seeds], level)
-    above = (both > 0).mean(axis=0)
-    parts = value[0], value[0] - half, value[0] + half, above
-    if value[0].ndim == 0:
-        parts = (float(x) for x in parts)
-    return Estimate(*parts)
+                share = dict(zip(chosen, counts.T / n_seeds))
+                shares[frozenset(chosen)] = share
+        # Mean EER by draw: data as they are, both levels, each level alone
+        means = [{}, {}, {}, {}]
+        for name, chosen in seeds.items():
+            eers, share = self.eers[name], shares[frozenset(chosen)]
+            one = np.ones(self.n) / len(chosen)
+            means[0][name] = sum(eers[s][:1] * one[0] for s in share)
+            means[1][name] = sum(eers[s][1:] * share[s] for s in share)
+            means[2][name] = sum(eers[s][1:] * one for s in share)
+            means[3][name] = sum(eers[s][0] * share[s] for s in share)
+        value, both, *alone = (_evaluate(statistic, mean) for mean in means)
+        fewest = min((len(x) for x in seeds.values() if len(x) > 1), default=2)
+        half = _half_width(alone, [len(self.conditions), fewest], level)
+        above = (both > 0).mean(axis=0)
+        parts = value[0], value[0] - half, value[0] + half, above
+        if value[0].ndim == 0:
+            parts = (float(x) for x in parts)
+        return Estimate(*parts)
 
 
 def _eers_of(trials, drawn):

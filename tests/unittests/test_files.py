@@ -32,6 +32,9 @@ def test_a_file_is_whole_or_not_there(tmp_path):
     [
         ("--data_folder=/corpora/la", "--data_folder=PATH"),
         ("--loss={widths: '/a/b.json'}", "--loss={widths: 'PATH'}"),
+        ("--data_folder=/my data/la", "--data_folder=PATH"),
+        ("seen at file:///a/b, c", "seen at PATH, c"),
+        ("a=1 --wav=/a b", "a=1 --wav=PATH b"),
         ("--data_folder=data/la", "--data_folder=data/la"),
         ("--lr=1/2", "--lr=1/2"),
         ("https://example.org/a", "https://example.org/a"),

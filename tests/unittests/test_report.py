@@ -7,6 +7,7 @@ import subprocess
 import sys
 from html import unescape
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,11 @@ import pytest
 from noisegate.cli import main
 from noisegate.metrics import Trials, eer, read_trials, write_trials
 from noisegate.report import write_report
+from noisegate.sections import Data
+from noisegate.sweep import SweepFolder
 from noisegate.tradeoff import bootstrap
+
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 BAD = "</script><script>alert('|')</script>"  # a name that breaks pages
 # EER by method and budget, of seeds 1 and 2
@@ -209,11 +214,40 @@ def test_intervals_over_speakers(scored):
     assert row[:3] == ["EER", "narrow", "0.5"]
     assert float(row[3]) == pytest.approx(estimate.value, rel=1e-3)
     low, _, high = row[4].partition(" to ")
-    # The same draws, of groups in another order
-    assert float(low) == pytest.approx(estimate.low, rel=0.2)
-    assert float(high) == pytest.approx(estimate.high, rel=0.2)
+    assert float(low) == pytest.approx(estimate.low, rel=1e-3)
+    assert float(high) == pytest.approx(estimate.high, rel=1e-3)
     text = (folder / "report.md").read_text()
     assert "the 30 speakers of the test set" in text
+
+
+def test_what_few_seeds_change(scored, tmp_path):
+    """Only rows that they are in; with one seed there is no interval."""
+    before = tables(scored)
+    folder = shutil.copytree(scored, tmp_path / "copy")
+    for name in ("pruned_0.5_1", "pruned_0.25_3"):  # noise has no seed 3
+        source = folder / "cells" / f"noise_{name.split('_')[1]}_1"
+        shutil.copytree(source, folder / "cells" / name)
+    write_report(folder)
+    summary, quality, differences = tables(folder)[:3]
+    for row in [*before[1], *quality]:
+        del row[3]  # on the front of all
+    for old, new in zip(before[:3], (summary, quality, differences)):
+        assert [row for row in new if "pruned" not in row] == old
+    rows = {tuple(row[:3]): row[3:] for row in differences}
+    assert rows["EER", "pruned", "0.5"][1:] == ["-", "-", "1"]
+    assert rows["EER", "pruned", "0.25"] == ["-", "-", "-", "0"]
+    assert rows["hypervolume", "pruned", "0.5, 0.25"] == ["-", "-", "-", "0"]
+
+
+@pytest.mark.parametrize("broken", ["no line of trials", "s 1 0.5 2"])
+def test_trials_that_cannot_be_used(scored, tmp_path, broken):
+    """The intervals are over seeds then, and the page says why."""
+    folder = shutil.copytree(scored, tmp_path / "copy")
+    (folder / "cells/noise_0.5_1/trials.txt").write_text(broken + "\n")
+    write_report(folder)
+    text = (folder / "report.md").read_text()
+    assert "Intervals are over seeds alone: " in text
+    assert "12.7 standard errors" in text
 
 
 def test_tables_for_a_readme(scored, tmp_path):
@@ -239,18 +273,60 @@ def test_macs_by_layer(scored):
     (macs,) = (t for t in tables(scored) if t[0][0] == "MACs of")
     assert macs[1][:3] == ["a", "0.00307 (75.0 %)", "0.00102"]
     assert macs[2][:2] == ["b<", "0.00102 (25.0 %)"]
+
+
+def test_macs_of_a_method_with_other_layers(scored, tmp_path):
+    """Are not counted as those of the dense model."""
+    folder = shutil.copytree(scored, tmp_path / "copy")
+    for seed in (1, 2):
+        path = folder / f"cells/narrow_0.5_{seed}/result.json"
+        result = json.loads(path.read_text())
+        result["macs_by_layer"] = {"a": [512, 512], "other": [9, 9]}
+        path.write_text(json.dumps(result))
+    write_report(folder)
+    (macs,) = (t for t in tables(folder) if t[0][0] == "MACs of")
+    assert [row[0] for row in macs[1:]] == ["a", "b<"]
+    assert macs[1][1] == "0.00307 (75.0 %)"
+    assert macs[2][macs[0].index("narrow 0.5")] == "-"
+
+
+def test_published_figures(scored):
+    """Beside the curves, relative to the first of them."""
+    data = Data(SweepFolder.read(scored), published=scored / "published.csv")
+    assert data.published == [("big", 1.0, 5.5), ("small<", 0.25, 6.5)]
     page = (scored / "report.html").read_text()
     assert "published, on other data" in page
+    assert "relative to that of the first one, big." in page
 
 
-@pytest.mark.parametrize("text", ["", "model,eer_percent\na,1\n"])
-def test_published_figures_that_lack_a_column(tmp_path, text):
+@pytest.mark.parametrize("recipe", ["VAD", "ASVspoof"])
+def test_published_figures_of_the_recipes(scored, recipe):
+    """Models without a figure are left out."""
+    path = RECIPES / recipe / "results" / "published.csv"
+    data = Data(SweepFolder.read(scored), published=path)
+    assert len(data.published) > 3 and data.published[0][1] == 1.0
+    names = [name for name, _, _ in data.published]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "must have columns"),
+        ("model,eer_percent\na,1\n", "must have columns"),
+        ("model,mflops,eer_percent\na,N/A,1\n", "has no model"),
+    ],
+)
+def test_published_figures_that_lack_something(tmp_path, text, message):
     pytest.importorskip("plotly")
     write_sweep(tmp_path)
     path = tmp_path / "published.csv"
     path.write_text(text)
-    with pytest.raises(ValueError, match="published.csv must have columns"):
+    with pytest.raises(ValueError, match=f"published.csv {message}"):
         write_report(tmp_path, published=path)
+    path.write_text("model,mflops,eer_percent\na,1,1\n")
+    with pytest.raises(ValueError, match="are EERs, the curves show EER A07"):
+        write_report(tmp_path, metric="EER A07", published=path)
 
 
 def test_widths_conditions_and_runs(sweep):

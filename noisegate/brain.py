@@ -244,6 +244,7 @@ class GatedBrain(sb.Brain):
         self._steps_per_epoch = None
         self._term_added = False
         self._compacted = False
+        self._steps = None
         self._cut = {}  # names of what was cut in self.modules
 
     # ---- contract with the recipe ----------------------------------------
@@ -305,9 +306,10 @@ class GatedBrain(sb.Brain):
             "widths" by group; "params"; "macs_per_second",
             "macs_per_second_full" (at full width) and "macs_by_layer" (full
             and final, per second of audio); "activations_per_second" (number
-            of values); "complexity_weight" (the last one); "steps" of the
-            optimizer; "device", "threads", and "versions" with the commit of
-            the program that was started.
+            of values); "complexity_weight" (the last one); "steps" (optimizer
+            steps of the whole training, which may have gone on after the
+            epoch that was best); "device", "threads", and "versions" with the
+            commit of the program that was started.
         """
         cost = self.gates.cost
         widths = self.gates.integer_widths() if widths is None else widths
@@ -323,7 +325,7 @@ class GatedBrain(sb.Brain):
             },
             "activations_per_second": cost.activations(widths) / cost.seconds,
             "complexity_weight": self.complexity_loss.weight,
-            "steps": self.optimizer_step,
+            "steps": self._steps or self.optimizer_step,
             "device": str(self.device),
             "threads": torch.get_num_threads(),
             "versions": {
@@ -503,6 +505,7 @@ class GatedBrain(sb.Brain):
         """See ``sb.Brain.on_evaluate_start``; compacts the best model."""
         if self._compacted:
             return
+        self._steps = self.optimizer_step  # is loaded with the best epoch
         super().on_evaluate_start(max_key=max_key, min_key=min_key)
         if not self.gates.frozen:
             raise RuntimeError(

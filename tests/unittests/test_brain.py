@@ -587,6 +587,33 @@ def test_evaluation_runs_on_the_compacted_model(tmp_path):
     assert trainer.modules.model is compacted
 
 
+class EarlyBest(TinyBrain):
+    """The first epoch with final widths is taken for the best one."""
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """Gives the number of the epoch for the loss."""
+        loss = epoch if stage == sb.Stage.VALID else stage_loss
+        super().on_stage_end(stage, loss, epoch)
+
+
+def test_figures_of_the_run(tmp_path):
+    """Steps are those of the whole run; MACs by layer are all MACs."""
+    trainer = fit(brain(tmp_path, brain_class=EarlyBest))
+    evaluate(trainer)
+    assert trainer.optimizer_step == FREEZE * STEPS
+    figures = trainer.figures()
+    assert figures["steps"] == EPOCHS * STEPS
+    layers = figures["macs_by_layer"].values()
+    full, final = (sum(macs) for macs in zip(*layers))
+    assert full == pytest.approx(figures["macs_per_second_full"], abs=5)
+    assert final == pytest.approx(figures["macs_per_second"], abs=5)
+    assert final < full
+    # A finished run that is started again counts the same
+    later = fit(brain(tmp_path, brain_class=EarlyBest))
+    evaluate(later)
+    assert later.figures()["steps"] == EPOCHS * STEPS
+
+
 def test_a_compiled_model_is_compacted(tmp_path):
     """The plain model takes the place of torch.compile's wrapper."""
     trainer = fit(brain(tmp_path))

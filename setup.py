@@ -51,6 +51,7 @@ setup(
             "submitit",
             "tensorboard",
             report,
+            *onnx,
         ],
         # noisegate report
         "report": [report],

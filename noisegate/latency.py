@@ -277,9 +277,8 @@ def measure_latency(sweep, rounds=15):
             ratio = mine / base if mine and base else None
             figures[f"{kind}_ratio"] = ratio
     versions = {"torch": torch.__version__, "onnxruntime": None}
-    if with_onnx:
-        version = importlib.metadata.version("onnxruntime")
-        versions["onnxruntime"] = version
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        versions["onnxruntime"] = importlib.metadata.version("onnxruntime")
     return {
         "measured_with": {
             "cpu": _cpu(),

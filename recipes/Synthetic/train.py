@@ -68,10 +68,21 @@ class StudentBrain(GatedBrain):
         self.log_stats(epoch, old_lr, {"loss": self.train_loss}, self.stats)
         self.save()
 
+    def on_fit_start(self):
+        """Goes on with the figures of a run that is resumed."""
+        super().on_fit_start()
+        found = self.checkpointer and self.checkpointer.find_checkpoint()
+        if found and not self.history:
+            self.stats, self.history = (
+                found.meta["stats"],
+                found.meta["history"],
+            )
+
     def save(self):
         """Keeps the latest state: the last epoch is what is tested."""
         if self.checkpointer is not None:
-            self.checkpointer.save_and_keep_only()
+            meta = {"stats": self.stats, "history": self.history}
+            self.checkpointer.save_and_keep_only(meta=meta)
 
     def widths(self):
         """dict of str to int : hidden sizes of the final student."""

@@ -80,7 +80,19 @@ def test_resumed_run_equals_the_uninterrupted_one(method, tmp_path):
         json.loads((folder / "result.json").read_text())
         for folder in (whole, parts)
     ]
-    assert figures[0]["test"] == figures[1]["test"]
+    for key in ("test", "valid", "history", "steps"):
+        assert figures[0][key] == figures[1][key]
+
+
+def test_killed_behind_the_last_epoch(tmp_path):
+    """What is left is done by the next call, with the same figures."""
+    assert run("gated", tmp_path).returncode == 0
+    result = tmp_path / "result.json"
+    before = json.loads(result.read_text())
+    result.unlink()
+    out = run("gated", tmp_path)
+    assert out.returncode == 0, out.stdout[-3000:]
+    assert json.loads(result.read_text()) == before
 
 
 def test_tensorboard_goes_on_where_a_run_is_resumed(tmp_path):
@@ -100,7 +112,8 @@ def test_tensorboard_goes_on_where_a_run_is_resumed(tmp_path):
     }
     assert all(list(steps) == [1, 2, 3, 4] for steps in figures.values())
     history = json.loads((tmp_path / "result.json").read_text())["history"]
-    for epoch, line in enumerate(history, start=3):  # of the second process
+    assert len(history) == 4
+    for epoch, line in enumerate(history, start=1):
         assert figures["loss/valid"][epoch] == pytest.approx(line["loss"])
         assert figures["width/hidden1"][epoch] == line["width hidden1"]
 

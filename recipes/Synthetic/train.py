@@ -18,6 +18,11 @@ import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.utils.checkpoints import (
+    mark_as_loader,
+    mark_as_saver,
+    register_checkpoint_hooks,
+)
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from teachers import Teacher, synthesize
@@ -26,6 +31,23 @@ from noisegate.brain import GatedBrain, tensorboard_logger
 from noisegate.files import write_atomically
 
 logger = get_logger(__name__)
+
+
+@register_checkpoint_hooks
+class History(list):
+    """Figures of each epoch, in checkpoints too."""
+
+    @mark_as_saver
+    def save(self, path):
+        """Writes them."""
+        with open(path, "w", encoding="utf-8") as out:
+            json.dump(self, out)
+
+    @mark_as_loader
+    def load(self, path, end_of_epoch):
+        """Reads them."""
+        with open(path, encoding="utf-8") as fin:
+            self[:] = json.load(fin)
 
 
 class StudentBrain(GatedBrain):
@@ -64,25 +86,23 @@ class StudentBrain(GatedBrain):
             return
         old_lr, new_lr = self.hparams.lr_annealing(epoch)
         sb.nnet.schedulers.update_learning_rate(self.optimizer, new_lr)
-        self.history.append({"loss": self.stats["loss"], **self.gate_stats()})
+        self.history.append({**self.stats, **self.gate_stats()})
         self.log_stats(epoch, old_lr, {"loss": self.train_loss}, self.stats)
         self.save()
 
     def on_fit_start(self):
         """Goes on with the figures of a run that is resumed."""
+        if self.checkpointer is not None:
+            self.checkpointer.add_recoverable("history", self.history)
         super().on_fit_start()
-        found = self.checkpointer and self.checkpointer.find_checkpoint()
-        if found and not self.history:
-            self.stats, self.history = (
-                found.meta["stats"],
-                found.meta["history"],
-            )
+        if self.history:
+            keys = ("loss", "standard_error")
+            self.stats = {key: self.history[-1][key] for key in keys}
 
     def save(self):
         """Keeps the latest state: the last epoch is what is tested."""
         if self.checkpointer is not None:
-            meta = {"stats": self.stats, "history": self.history}
-            self.checkpointer.save_and_keep_only(meta=meta)
+            self.checkpointer.save_and_keep_only()
 
     def widths(self):
         """dict of str to int : hidden sizes of the final student."""
@@ -233,7 +253,7 @@ def train(hparams_file, run_opts, overrides, save_env_desc=True):
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
     )
-    brain.history = []
+    brain.history = History()
     brain.fit(
         brain.hparams.epoch_counter,
         datasets["train"],

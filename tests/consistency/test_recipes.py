@@ -40,7 +40,7 @@ def problems(root):
             if not row["test_debug_flags"]:
                 found.append(f"{where}: test_debug_flags is empty")
     hparams = {
-        *root.glob("recipes/**/hparams/*.yaml"),
+        *root.glob("recipes/*/hparams/*.yaml"),
         *root.glob("recipes/*/*.yaml"),
     }
     for path in sorted(hparams):

@@ -18,7 +18,7 @@ from speechbrain.utils.run_opts import RunOptions
 ROOT = Path(__file__).resolve().parents[2]
 BRAIN = ROOT / "noisegate" / "brain.py"
 HPARAMS = sorted(
-    {*ROOT.glob("recipes/**/hparams/*.yaml"), *ROOT.glob("recipes/*/*.yaml")}
+    {*ROOT.glob("recipes/*/hparams/*.yaml"), *ROOT.glob("recipes/*/*.yaml")}
 )
 
 

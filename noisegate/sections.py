@@ -125,14 +125,17 @@ class Data:
         n_seeds : int
             Number of seeds.
         """
-        of = {g: set(self.values(g)) for g in groups}
-        others = [of[g] for g in groups if g[0] != "dense"] or [*of.values()]
-        common = sorted(set.intersection(*others))
-        seeds = {g: sorted(of[g] & set(common)) or sorted(of[g]) for g in of}
+        errors = {g: self.values(g) for g in groups}  # by seed, in order
+        others = [g for g in groups if g[0] != "dense"] or groups
+        first, *rest = (errors[g] for g in others)
+        common = [s for s in first if all(s in by_seed for by_seed in rest)]
         n = len(common)
         if n == 0:
             return math.nan, math.nan, math.nan, 0
-        errors = {g: self.values(g) for g in groups}
+        seeds = {
+            g: [s for s in common if s in errors[g]] or list(errors[g])
+            for g in groups
+        }
         means = {g: mean(errors[g][s] for s in seeds[g]) for g in groups}
         value, half = float(function(means)), math.nan
         if n > 1 and self.draws is not None:

@@ -26,9 +26,9 @@ from tqdm import tqdm
 from noisegate.files import write_atomically
 from noisegate.probe import tensors
 from noisegate.sweep import SweepFolder
+from noisegate.verify import MAX_NOISE, relative_difference
 
 TOLERANCE = 1e-4  # other kernels, relative to the greatest output
-_MAX_NOISE = 1e-3  # of models that draw random numbers in evaluation
 _WARM_UP = 2  # rounds that are not counted
 _EXPORTERS = {"tracing": False, "dynamo": True}  # the first is faster
 
@@ -53,20 +53,6 @@ def _outputs(model, inputs, seed=5):
     with torch.no_grad():
         torch.manual_seed(seed)
         return tensors(model(*copy.deepcopy(inputs)))
-
-
-def _difference(expected, made):
-    """Greatest difference, relative to the greatest value of an output."""
-    if len(expected) != len(made):
-        raise ValueError(f"{len(made)} outputs in place of {len(expected)}")
-    errors = [0.0]
-    for x, y in zip(expected, map(torch.as_tensor, made)):
-        if x.shape != y.shape:
-            raise ValueError(f"shape {y.shape} in place of {x.shape}")
-        scale = x.abs().max().clamp(min=1e-6)
-        if x.numel():
-            errors.append(float((x - y).abs().max() / scale))
-    return float(torch.tensor(errors).max())  # max() would pass over NaN
 
 
 def _export(model, inputs, dynamo):
@@ -100,7 +86,8 @@ def _export(model, inputs, dynamo):
         shapes = [list(x.shape) for x in taken]
         given = [x for x in given if list(x.shape) in shapes]
     feeds = {x.name: y.numpy() for x, y in zip(taken, given)}
-    error = _difference(_outputs(model, inputs), session.run(None, feeds))
+    expected = _outputs(model, inputs)
+    error = relative_difference(expected, session.run(None, feeds))
     return lambda: session.run(None, feeds), error
 
 
@@ -131,7 +118,7 @@ def to_onnx(model, inputs):
     # Some models draw random numbers in evaluation
     expected = _outputs(model, inputs)
     noise = max(
-        _difference(expected, _outputs(model, inputs, seed))
+        relative_difference(expected, _outputs(model, inputs, seed))
         for seed in (6, 7, 8)
     )
     for name, dynamo in _EXPORTERS.items():
@@ -141,7 +128,7 @@ def to_onnx(model, inputs):
             text = (str(failure).strip().splitlines() or [""])[0]
             reasons[name] = f"{type(failure).__name__}: {text[:200]}"
             continue
-        if error <= TOLERANCE + 4 * min(noise, _MAX_NOISE):
+        if error <= TOLERANCE + 4 * min(noise, MAX_NOISE):
             return run, error, name, reasons
         reasons[name] = f"outputs differ by {error:.1g}"
     return None, None, None, reasons

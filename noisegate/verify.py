@@ -19,7 +19,50 @@ from noisegate.leaves import FEATURES
 from noisegate.probe import tensors
 
 _TOLERANCE = 2e-5  # of float32 sums over some layers, relative to the output
-_MAX_NOISE = 1e-3  # of models that draw random numbers in evaluation
+MAX_NOISE = 1e-3  # of models that draw random numbers in evaluation
+
+
+def relative_difference(expected, made):
+    """Returns how much outputs differ.
+
+    Arguments
+    ---------
+    expected : list of torch.Tensor
+        Outputs of a model.
+    made : list of torch.Tensor or numpy.ndarray
+        Those of another one.
+
+    Returns
+    -------
+    float
+        The greatest difference, relative to the greatest value of the same
+        output; NaN if an output has one.
+
+    Raises
+    ------
+    ValueError
+        If there are more or fewer outputs, or one has another shape.
+
+    Example
+    -------
+    >>> x = torch.tensor([1.0, 4.0])
+    >>> relative_difference([x], [x + 1])
+    0.25
+    >>> relative_difference([x, x], [x, x.log() / 0])
+    nan
+    """
+    if len(expected) != len(made):
+        raise ValueError(f"{len(made)} outputs in place of {len(expected)}")
+    differences = [torch.zeros(())]
+    for x, y in zip(expected, map(torch.as_tensor, made)):
+        if x.shape != y.shape:
+            shapes = f"{list(y.shape)} in place of {list(x.shape)}"
+            raise ValueError(f"an output of shape {shapes}")
+        if x.numel():
+            scale = x.abs().max().clamp(min=1e-6)
+            differences.append(((x - y).abs().max() / scale).cpu())
+    # The max of Python would pass over NaN
+    return float(torch.stack([x.float() for x in differences]).max())
 
 
 def fix_inexact(model, groups, inputs, attach):
@@ -42,8 +85,8 @@ def fix_inexact(model, groups, inputs, attach):
     Raises
     ------
     ValueError
-        If the model draws so many random numbers in evaluation that nothing
-        can be compared.
+        If the model draws so many random numbers in evaluation, or puts out
+        NaN, that nothing can be compared.
     """
     trial = _Trial(model, inputs, attach)
     _fix(trial, [group for group in groups if group.fixed is None])
@@ -87,13 +130,13 @@ class _Trial:
             self._randomise()
             outputs = [self._run(self.model, inputs, seed) for seed in (0, 1)]
         # A model may draw random numbers in evaluation too
-        self.noise = self._difference(*outputs)
-        if not self.noise <= _MAX_NOISE:
+        self.noise = relative_difference(*outputs)
+        if not self.noise <= MAX_NOISE:
             raise ValueError(
                 f"the output of {type(model).__name__} in evaluation mode "
                 f"changes by {self.noise:.1g} (relative) from one pass to the "
-                "next: with so much randomness it cannot be told whether "
-                "cutting is exact"
+                "next: with so much randomness, or NaN, it cannot be told "
+                "whether cutting is exact"
             )
 
     @torch.no_grad()
@@ -115,18 +158,6 @@ class _Trial:
         torch.manual_seed(seed)
         outputs = tensors(model(*copy.deepcopy(inputs)))
         return [x for x in outputs if x.is_floating_point()]
-
-    @staticmethod
-    def _difference(one, other):
-        """Greatest difference relative to the greatest value."""
-        worst = 0.0
-        for x, y in zip(one, other):
-            if x.shape != y.shape:
-                return float("inf")
-            if x.numel():
-                scale = x.abs().max().clamp(min=1e-6)
-                worst = max(worst, float((x - y).abs().max() / scale))
-        return worst
 
     def failure(self, groups):
         """Returns why cutting some groups is not exact, or None if it is."""
@@ -169,5 +200,7 @@ class _Trial:
             others = (
                 self._run(masked, self.inputs, seed) for seed in (1, 2, 3)
             )
-            noise = max(noise, *(self._difference(expected, x) for x in others))
-        return self._difference(expected, self._run(small, inputs)), noise
+            noise = max(
+                noise, *(relative_difference(expected, x) for x in others)
+            )
+        return relative_difference(expected, self._run(small, inputs)), noise

@@ -294,6 +294,18 @@ class Halves(torch.nn.Module):
         return torch.cat([x[..., :3], 2 * x[..., 3:]], -1)
 
 
+class Root(torch.nn.Module):
+    """A layer whose output is NaN for fewer features."""
+
+    def __init__(self, n_features):
+        super().__init__()
+        self.n_features = n_features
+
+    def forward(self, x):
+        """Returns the features of so many."""
+        return x * x.new_tensor(x.shape[-1] + 1.0 - self.n_features).sqrt()
+
+
 class Drawn(torch.nn.Module):
     """A layer that is not deterministic."""
 
@@ -335,6 +347,7 @@ def test_features_may_be_moved():
 FIXED = {
     "softmax": (torch.nn.Softmax(-1), "mixed"),
     "constant": (Halves(), "not exact when cut"),
+    "NaN": (Root(6), "changes by nan"),
     "grouped": (
         Conv1d(in_channels=6, out_channels=6, kernel_size=3, groups=2),
         "convolves in groups",
@@ -358,6 +371,12 @@ def test_noise_of_the_model_is_not_inexactness():
         torch.manual_seed(seed)
         gates = Gates(NoisyScore(), input_shape=[1, 9, 8])
         assert gates.names == ["first"], seed
+
+
+def test_a_model_that_puts_out_nan_is_an_error():
+    """Nothing could be compared: NaN does not pass for agreement."""
+    with pytest.raises(ValueError, match="Sequential.*changes by nan"):
+        Gates(chain(Root(9)), input_shape=[1, 9, 8])
 
 
 def test_one_inexact_group_does_not_fix_the_others():

@@ -10,6 +10,7 @@ Authors
 """
 
 import copy
+import math
 
 import torch
 
@@ -35,8 +36,8 @@ def relative_difference(expected, made):
     Returns
     -------
     float
-        The greatest difference, relative to the greatest value of the same
-        output; NaN if an output has one.
+        The greatest difference, relative to the greatest finite value of the
+        same output; NaN if an output has one. Equal infinities do not differ.
 
     Raises
     ------
@@ -48,7 +49,9 @@ def relative_difference(expected, made):
     >>> x = torch.tensor([1.0, 4.0])
     >>> relative_difference([x], [x + 1])
     0.25
-    >>> relative_difference([x, x], [x, x.log() / 0])
+    >>> relative_difference([x, x / 0], [x, x / 0])
+    0.0
+    >>> relative_difference([x, x], [x, 0 * x / 0])
     nan
     """
     if len(expected) != len(made):
@@ -59,8 +62,9 @@ def relative_difference(expected, made):
             shapes = f"{list(y.shape)} in place of {list(x.shape)}"
             raise ValueError(f"an output of shape {shapes}")
         if x.numel():
-            scale = x.abs().max().clamp(min=1e-6)
-            differences.append(((x - y).abs().max() / scale).cpu())
+            scale = x.masked_fill(x.isinf(), 0).abs().max().clamp(min=1e-6)
+            gap = (x - y).abs().masked_fill(x == y, 0)  # inf - inf is NaN
+            differences.append((gap.max() / scale).cpu())
     # The max of Python would pass over NaN
     return float(torch.stack([x.float() for x in differences]).max())
 
@@ -131,12 +135,17 @@ class _Trial:
             outputs = [self._run(self.model, inputs, seed) for seed in (0, 1)]
         # A model may draw random numbers in evaluation too
         self.noise = relative_difference(*outputs)
-        if not self.noise <= MAX_NOISE:
+        if math.isnan(self.noise):
+            raise ValueError(
+                f"{type(model).__name__} puts out NaN for parameters drawn at "
+                "random: it cannot be told whether cutting is exact"
+            )
+        if self.noise > MAX_NOISE:
             raise ValueError(
                 f"the output of {type(model).__name__} in evaluation mode "
                 f"changes by {self.noise:.1g} (relative) from one pass to the "
-                "next: with so much randomness, or NaN, it cannot be told "
-                "whether cutting is exact"
+                "next: with so much randomness it cannot be told whether "
+                "cutting is exact"
             )
 
     @torch.no_grad()

@@ -17,7 +17,7 @@ from hyperpyyaml import load_hyperpyyaml
 from noisegate.attach import Gates
 from noisegate.latency import describe_latency, write_latency
 from noisegate.report import write_report
-from noisegate.sweep import METHODS, Sweep, write_summary
+from noisegate.sweep import METHODS, Sweep, summarize, write_summary
 
 
 def load_gates(hparams_file, overrides=""):
@@ -174,8 +174,11 @@ def _sweep(parser, known, overrides):
             overrides,
         )
         failed = sweep.run(known.jobs, known.retry, known.slurm)
-        if sweep.results():
-            print(write_summary(sweep, known.metric))
+        results = sweep.results()
+        if results:
+            table, rows = summarize(results, known.metric)
+            write_summary(sweep.folder, table, rows)
+            print(table)
             print(f"\nfigures of each cell: {sweep.folder / 'cells.csv'}")
     except KeyboardInterrupt:
         parser.exit(130, "stopped; the same command goes on\n")

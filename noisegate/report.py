@@ -106,8 +106,8 @@ def write_report(folder, metric=None, published=None, readme=None):
             "the report needs plotly: pip install 'noisegate[report]'"
         )
     sweep = SweepFolder.read(folder)
-    write_summary(sweep, metric)
     data = Data(sweep, metric, published)
+    write_summary(sweep.folder, data.summary, data.rows)
     plan = sweep.plan
     title = f"{plan['recipe']}, {plan['hparams']}: trade-off of a sweep"
     overrides = " ".join(map(without_paths, plan["overrides"])) or "none"

@@ -753,27 +753,22 @@ def summarize(results, metric=None):
     return "\n".join(lines), rows
 
 
-def write_summary(sweep, metric=None):
-    """Writes ``summary.md`` and ``cells.csv`` into the folder of a sweep.
+def write_summary(folder, table, rows):
+    """Writes ``summary.md`` and ``cells.csv``.
 
     Arguments
     ---------
-    sweep : SweepFolder
-        The sweep.
-    metric : str
+    folder : pathlib.Path
+        The folder of the sweep.
+    table : str
         See :func:`summarize`.
-
-    Returns
-    -------
-    str
-        The table.
+    rows : list of dict
+        Likewise.
     """
-    table, rows = summarize(sweep.results(), metric)
-    write_atomically(sweep.folder / "summary.md", table + "\n")
+    write_atomically(folder / "summary.md", table + "\n")
     columns = list(dict.fromkeys(key for row in rows for key in row))
     out = io.StringIO(newline="")
     writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_atomically(sweep.folder / "cells.csv", out.getvalue())
-    return table
+    write_atomically(folder / "cells.csv", out.getvalue())

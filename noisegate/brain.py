@@ -246,6 +246,7 @@ class GatedBrain(sb.Brain):
         self._compacted = False
         self._steps = None
         self._cut = {}  # names of what was cut in self.modules
+        self._commit = _commit()  # now: the repository may move on meanwhile
 
     # ---- contract with the recipe ----------------------------------------
 
@@ -330,7 +331,7 @@ class GatedBrain(sb.Brain):
             "threads": torch.get_num_threads(),
             "versions": {
                 "noisegate": __version__,
-                "commit": _commit(),
+                "commit": self._commit,
                 "torch": torch.__version__,
                 "speechbrain": sb.__version__,
             },

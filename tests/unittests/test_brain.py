@@ -7,6 +7,8 @@ import math
 import os
 import shutil
 import socket
+import subprocess
+import sys
 
 import pytest
 import speechbrain as sb
@@ -594,6 +596,28 @@ class EarlyBest(TinyBrain):
         """Gives the number of the epoch for the loss."""
         loss = epoch if stage == sb.Stage.VALID else stage_loss
         super().on_stage_end(stage, loss, epoch)
+
+
+def test_commit_is_that_of_the_start(tmp_path, monkeypatch):
+    """The code that runs was read then; the repository may move on."""
+
+    def git(*arguments):
+        command = ["git", "-c", "user.name=x", "-c", "user.email=x@y"]
+        subprocess.run(
+            [*command, "-C", str(tmp_path), *arguments],
+            check=True,
+            capture_output=True,
+        )
+
+    git("init")
+    git("commit", "--allow-empty", "-m", "first")
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "train.py")])
+    trainer = brain(tmp_path / "run")
+    before = trainer.figures({})["versions"]["commit"]
+    git("commit", "--allow-empty", "-m", "second")
+    later = brain(tmp_path / "later")
+    assert trainer.figures({})["versions"]["commit"] == before
+    assert later.figures({})["versions"]["commit"] not in (before, "unknown")
 
 
 def test_figures_of_the_run(tmp_path):

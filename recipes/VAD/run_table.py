@@ -121,7 +121,7 @@ def run_cell(arguments, name, hparams, overrides, stop):
             cwd=HERE,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": threads},
+            env={"OMP_NUM_THREADS": threads, **os.environ},
             check=False,
         ).returncode
     if code:

@@ -13,21 +13,21 @@ _PATH = re.compile(r"(?:file:/+|(?<![\w.~/])/(?!/))[^\s'\",\]}]+")
 
 
 def write_atomically(path, text):
-    """Writes a text file such that it is never seen half written.
+    """Writes a file such that it is never seen half written.
 
     Arguments
     ---------
     path : str or pathlib.Path
         The file; its folder is made.
-    text : str
+    text : str or bytes
         What to write.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as fout:
-            fout.write(text)
+        with open(temporary, "wb") as fout:
+            fout.write(text.encode() if isinstance(text, str) else text)
             fout.flush()
             os.fsync(fout.fileno())
         os.replace(temporary, path)

@@ -8,6 +8,10 @@ Authors
 """
 
 import html
+import io
+import os
+
+from matplotlib.figure import Figure
 
 from noisegate.files import fill_blocks, without_paths, write_atomically
 from noisegate.sections import SECTIONS, Data
@@ -66,10 +70,49 @@ def _to_markdown(block):
     return {"title": "# ", "heading": "## "}.get(kind, "") + plain(parts[0])
 
 
+def _to_png(figures):
+    """Plots side by side; without bars on curves, which would lie on others."""
+    picture = Figure(figsize=(6 * len(figures), 4.5), layout="constrained")
+    axes = picture.subplots(1, len(figures), squeeze=False)[0]
+    for axis, figure in zip(axes, figures):
+        for trace in figure.data:
+            lines, dash = "lines" in trace.mode, trace.line.dash
+            cross = trace.marker.symbol == "x"
+            axis.errorbar(
+                trace.x,
+                trace.y,
+                xerr=trace.error_x.array,
+                color=trace.marker.color or trace.line.color,
+                alpha=trace.opacity,
+                linestyle=("--" if dash else "-") if lines else "",
+                marker=("x" if cross else "o")
+                if "markers" in trace.mode
+                else "",
+                markersize=4,
+                label="_" if trace.showlegend is False else trace.name,
+            )
+        axis.set(xscale=figure.layout.xaxis.type or "linear")
+        for one, layout in (
+            (axis.xaxis, figure.layout.xaxis),
+            (axis.yaxis, figure.layout.yaxis),
+        ):
+            text = html.unescape(layout.title.text or "")
+            one.set_label_text(text, parse_math=False)
+            if layout.tickvals is not None:
+                one.set_ticks(layout.tickvals, layout.ticktext)
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+    file = io.BytesIO()
+    picture.savefig(file, format="png", dpi=100)
+    return file.getvalue()
+
+
 def write_report(folder, metric=None, published=None, readme=None):
     """Writes ``report.html`` and ``report.md`` into the folder of a sweep.
 
-    Also ``summary.md`` and ``cells.csv``, of all finished cells in the folder.
+    Also ``curves.png``, ``summary.md`` and ``cells.csv``, of all finished cells
+    in the folder.
 
     Arguments
     ---------
@@ -82,9 +125,9 @@ def write_report(folder, metric=None, published=None, readme=None):
         "model", "eer_percent" and one whose name ends in "flops"; its first
         line is the dense model there.
     readme : str
-        Path of a Markdown file, in which the tables of the first two sections
-        are put between ``<!-- name -->`` and ``<!-- /name -->``, for the name
-        of the folder.
+        Path of a Markdown file, in which ``curves.png`` and the tables of the
+        first two sections are put between ``<!-- name -->`` and
+        ``<!-- /name -->``, for the name of the folder.
 
     Returns
     -------
@@ -121,14 +164,20 @@ def write_report(folder, metric=None, published=None, readme=None):
         f"{len(data.results)} of {len(sweep.cells)} cells are finished. "
         f"Overrides of the recipe: {overrides}."
     )
-    blocks, tables = [("title", title), ("text", intro)], []
+    blocks, tables, plots = [("title", title), ("text", intro)], [], []
     for number, (heading, section) in enumerate(SECTIONS.items(), 1):
         found = list(section(data))
         blocks += [("heading", f"{number}. {heading}"), *found]
         if number <= 2:
             tables += [_to_markdown(x) for x in found if x[0] == "table"]
+            plots += [x[2] for x in found if x[0] == "plot"]
+    picture = sweep.folder / "curves.png"
+    write_atomically(picture, _to_png(plots))
     if readme is not None:
-        fill_blocks(readme, **{sweep.folder.name: "\n\n".join(tables)})
+        place = os.path.relpath(picture, os.path.dirname(readme) or ".")
+        shown = f"![Trade-off curves]({place})"
+        tables = "\n\n".join([shown, *tables])
+        fill_blocks(readme, **{sweep.folder.name: tables})
     body = "\n".join(_to_html(block) for block in blocks)
     page = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -136,7 +185,9 @@ def write_report(folder, metric=None, published=None, readme=None):
         f"<script>{get_plotlyjs()}</script>\n</head>\n<body>\n{body}\n"
         "</body>\n</html>\n"
     )
-    text = "\n\n".join(_to_markdown(block) for block in blocks) + "\n"
+    text = [_to_markdown(block) for block in blocks]
+    text.insert(2, "![Trade-off curves](curves.png)")
+    text = "\n\n".join(text) + "\n"
     write_atomically(sweep.folder / "report.md", text)
     write_atomically(sweep.folder / "report.html", page)
     return sweep.folder / "report.html"

@@ -149,6 +149,28 @@ class Data:
             half = student.ppf(0.975, n - 1) * stdev(alone) / n**0.5
         return value, value - half, value + half, n
 
+    def differences(self):
+        """Yields how much a method's error is above that of noise gates.
+
+        Yields
+        ------
+        method : str
+            Neither noise nor dense.
+        budget : float
+            One that both have.
+        difference : tuple
+            See :meth:`estimate`.
+        """
+        for method, budget in self.groups:
+            one, other = (method, budget), ("noise", budget)
+            if method in ("noise", "dense") or other not in self.runs:
+                continue
+
+            def minus(errors, one=one, other=other):
+                return errors[one] - errors[other]
+
+            yield method, budget, self.estimate([one, other], minus)
+
     def values(self, group, key=None):
         """A figure of a method and budget, by seed."""
         key = key or f"test {self.metric}"
@@ -209,7 +231,7 @@ def _spread(values):
     spread = ""
     if len(values) > 1 and all(map(math.isfinite, values)):
         spread = f" ± {stdev(values):.2g}"
-    return f"{mean(values):.4g}{spread}"
+    return f"{mean(values):.3g}{spread}"
 
 
 def _plot(name, traces, frames=(), **layout):
@@ -410,7 +432,7 @@ def _quality(data):
         "counts for each method, as budget 1). Hypervolume: share of the "
         "plane of log2 cost and error that the method dominates, more is "
         "better. Its reference point is the cost of the dense model and an "
-        f"error of {worst:.4g}, the greatest of all cells, and the range "
+        f"error of {worst:.3g}, the greatest of all cells, and the range "
         f"begins at a cost of {lowest:g}: the same for all methods here, not "
         "comparable with other sweeps, nor between methods with different "
         "budgets. Mean error: over log2 of the cost, with straight lines "
@@ -419,45 +441,35 @@ def _quality(data):
         "and error: -1 if more compute always helps. An inversion is a budget "
         "with a greater mean error than the next smaller one.",
     )
-    rows = []
+    rows, above = [], {}
+    for method, budget, found in data.differences():
+        above.setdefault(method, {})[budget] = found
 
-    def compare(figure, method, budgets, groups, function):
-        """A row; function is above 0 where the figure of the method is."""
-        value, low, high, n = data.estimate(groups, function)
+    def compare(figure, method, budgets, value, low, high, n):
+        """A row; value is above 0 where the figure of the method is."""
         better = "not told apart" if math.isfinite(low) else "-"
         if low > 0 or high < 0:
             more = figure == "hypervolume"
             better = method if (low > 0) == more else "noise"
-        texts = _estimate(value, low, high, form="+.4g")
+        texts = _estimate(value, low, high, form="+.3g")
         budgets = ", ".join(f"{b:g}" for b in budgets)
         rows.append((figure, method, budgets, *texts, better, str(n)))
 
-    for method in data.methods:
-        shared = [b for m, b in data.groups if m == method]
-        shared = [b for b in shared if ("noise", b) in data.runs]
-        if method in ("noise", "dense") or not shared:
+    for method in methods:
+        if method not in above:
             continue
-        for b in shared:
-            one, other = (method, b), ("noise", b)
-            compare(
-                data.metric,
-                method,
-                [b],
-                [one, other],
-                lambda errors, one=one, other=other: (
-                    errors[one] - errors[other]
-                ),
-            )
+        for b, found in above[method].items():
+            compare(data.metric, method, [b], *found)
+        shared = list(above[method])
         mine, base = volume(method, shared), volume("noise", shared)
-        compare(
-            "hypervolume",
-            method,
-            shared,
+        found = data.estimate(
             [(m, b) for m in (method, "noise") for b in shared],
             lambda errors, mine=mine, base=base: mine(errors) - base(errors),
         )
+        compare("hypervolume", method, shared, *found)
     if not rows:
         return
+    yield _forest(data, above)
     header = ("figure", "method", "budget", "minus noise", "95 % interval")
     yield "table", (*header, "better", "seeds"), rows
     how = (
@@ -481,7 +493,39 @@ def _quality(data):
     )
 
 
-def _estimate(value, low, high, form=".4g"):
+def _forest(data, above):
+    """A plot of differences to noise: method by method in each budget."""
+    budgets = sorted({b for found in above.values() for b in found})
+    traces = []
+    for i, (method, found) in enumerate(above.items()):
+        place = 0.4 - 0.8 * (i + 0.5) / len(above)
+        known = [(b, *x) for b, x in found.items() if math.isfinite(x[0])]
+        halves = [high - x for _, x, _, high, _ in known]
+        traces.append(
+            {
+                "x": [x for _, x, *_ in known],
+                "y": [budgets.index(b) + place for b, *_ in known],
+                "error_x": {"array": [0 if h != h else h for h in halves]},
+                "mode": "markers",
+                "name": method,
+                "marker": {"color": _COLOURS[method], "size": 9},
+            }
+        )
+    limits = [-0.5, len(budgets) - 0.5]
+    zero = {"x": [0, 0], "y": limits, "mode": "lines", "name": "noise"}
+    line = {"dash": "dash", "color": _COLOURS["noise"]}
+    traces.append({**zero, "line": line, "hoverinfo": "skip"})
+    names = [f"budget {b:g}" for b in budgets]
+    return _plot(
+        "differences",
+        traces,
+        xaxis={"title": html.escape(f"{data.metric} minus that of noise")},
+        yaxis={"tickvals": list(range(len(budgets))), "ticktext": names}
+        | {"zeroline": False, "range": limits},
+    )
+
+
+def _estimate(value, low, high, form=".3g"):
     """A value and its interval as text."""
     if not math.isfinite(value):
         return "-", "-"

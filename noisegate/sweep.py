@@ -737,7 +737,7 @@ def summarize(results, metric=None):
         spread = ""
         # statistics.stdev fails where a figure is not finite
         if len(values) > 1 and all(map(math.isfinite, values)):
-            spread = f" ± {statistics.stdev(values):.4g}"
+            spread = f" ± {statistics.stdev(values):.2g}"
 
         def mean(column, group=group):
             return statistics.mean(row[column] for row in group)
@@ -748,7 +748,7 @@ def summarize(results, metric=None):
             f"| {mean('macs_share'):.3f} | {mean('params'):.0f} "
             f"| {mean('steps'):.0f} "
             + "".join(f"| {_mean_of(group, *_MORE[name])} " for name in more)
-            + f"| {statistics.mean(values):.4g}{spread} |"
+            + f"| {statistics.mean(values):.3g}{spread} |"
         )
     return "\n".join(lines), rows
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.image import imread
 
 from noisegate.cli import main
 from noisegate.metrics import Trials, eer, read_trials, write_trials
@@ -168,27 +169,27 @@ def test_figures_of_the_curves(sweep):
     """Equal to those computed by hand."""
     summary, quality, differences = tables(sweep)[:3]
     assert summary[1][:5] == ["dense", "1", "2", "0.0041", "1.000"]
-    assert summary[1][-1] == "3 ± 1.414"
+    assert summary[1][-1] == "3 ± 1.4"
     # Greatest error 16, two halvings: (16 - 4 + 16 - 7) / 32 and
     # (16 - 6 + 16 - 13) / 32
     ranks = ["-0.89", "0"]  # -14 / sqrt(16 15.5)
     fronts = ["0.25, 0.5, 1", "0.25, 0.5"]
     # Plus and minus 12.706 / 32; trapezoids of 6, 4, 2 and of 8, 4, 4
-    volume, error = "0.2592 to 1.053", "-1.853 to 10.85"
+    volume, error = "0.259 to 1.05", "-1.85 to 10.9"
     assert quality[1] == ["noise", "2", *fronts] + [
-        *("0.6562", volume),
+        *("0.656", volume),
         *("4.5", error),
         *ranks,
     ]
-    assert quality[2][:5] == ["narrow", "2", "0.25, 0.5, 1", "none", "0.4062"]
+    assert quality[2][:5] == ["narrow", "2", "0.25, 0.5, 1", "none", "0.406"]
     # Means of two, plus and minus 12.706 standard errors of 1, 2 and 3/32
     assert differences[1:] == [
         [*row, "not told apart", "2"]
         for row in [
-            ["EER", "narrow", "0.5", "+2", "-10.71 to +14.71"],
-            ["EER", "narrow", "0.25", "+6", "-19.41 to +31.41"],
+            ["EER", "narrow", "0.5", "+2", "-10.7 to +14.7"],
+            ["EER", "narrow", "0.25", "+6", "-19.4 to +31.4"],
             ["hypervolume", "narrow", "0.5, 0.25", "-0.25"]
-            + ["-1.441 to +0.9412"],
+            + ["-1.44 to +0.941"],
         ]
     ]
 
@@ -212,10 +213,10 @@ def test_intervals_over_speakers(scored):
     )
     row = differences[1]
     assert row[:3] == ["EER", "narrow", "0.5"]
-    assert float(row[3]) == pytest.approx(estimate.value, rel=1e-3)
+    assert float(row[3]) == pytest.approx(estimate.value, rel=5e-3)
     low, _, high = row[4].partition(" to ")
-    assert float(low) == pytest.approx(estimate.low, rel=1e-3)
-    assert float(high) == pytest.approx(estimate.high, rel=1e-3)
+    assert float(low) == pytest.approx(estimate.low, rel=5e-3)
+    assert float(high) == pytest.approx(estimate.high, rel=5e-3)
     text = (folder / "report.md").read_text()
     assert "the 30 speakers of the test set" in text
 
@@ -266,6 +267,8 @@ def test_tables_for_a_readme(scored, tmp_path):
     assert mine == [x for x in report if x.startswith("|")][: len(mine)]
     assert "| narrow | 0.5 |" in readme.read_text()
     assert "| hypervolume | narrow |" in readme.read_text()
+    link = re.search(r"!\[.+\]\((.+)\)", readme.read_text())[1]
+    assert imread(tmp_path / link).shape == (450, 1200, 4)
 
 
 def test_macs_by_layer(scored):
@@ -371,7 +374,7 @@ def test_the_page_loads_nothing_and_is_escaped(scored):
     """One file with all plots, and the tables of the Markdown file."""
     page = Page(scored / "report.html")
     assert page.references == []
-    plots = ["tradeoff", "epochs", "widths", "macs", "det"]
+    plots = ["tradeoff", "differences", "epochs", "widths", "macs", "det"]
     assert [name for name in page.ids if name in plots] == plots
     assert page.tables == tables(scored)
     text = (scored / "report.html").read_text(encoding="utf-8")
@@ -382,7 +385,7 @@ def test_the_page_loads_nothing_and_is_escaped(scored):
 
 def test_the_same_bytes_again(sweep):
     """Nothing in it is of the time or drawn."""
-    names = ("report.html", "report.md", "cells.csv")
+    names = ("report.html", "report.md", "cells.csv", "curves.png")
     before = [(sweep / name).read_bytes() for name in names]
     write_report(sweep)
     assert before == [(sweep / name).read_bytes() for name in names]
@@ -447,7 +450,7 @@ def test_the_command_and_its_errors(tmp_path, capsys, monkeypatch):
     assert not (folder / "report.html").exists()
     main(["report", str(folder), "--metric=EER A07"])
     assert capsys.readouterr().out == f"report: {folder / 'report.html'}\n"
-    assert "| 9 ± 4.243 |" in (folder / "report.md").read_text()
+    assert "| 9 ± 4.2 |" in (folder / "report.md").read_text()
     (folder / "report.html").unlink()
     monkeypatch.setitem(sys.modules, "plotly", None)
     monkeypatch.setitem(sys.modules, "plotly.offline", None)

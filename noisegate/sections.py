@@ -348,9 +348,9 @@ def _tradeoff(data):
         line.strip("| ").split(" | ") for line in data.summary.splitlines()
     )
     if intervals and not data.left_out:
-        header = [*header, "95 % interval"]
+        header.insert(4, "95 % interval")
         for line, group in zip(lines, data.groups):
-            line.append(_estimate(*intervals[group][:3])[1])
+            line.insert(4, _estimate(*intervals[group][:3])[1])
     yield "table", header, lines
     if note := latency_note(data.sweep.folder):
         yield "text", note

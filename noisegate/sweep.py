@@ -686,10 +686,10 @@ def summarize(results, metric=None):
     Returns
     -------
     table : str
-        Markdown: for each method and budget the number of seeds, MACs per
-        second of audio and relative to the dense model, parameters, training
-        steps, where known activations and latencies (see docs/sweep.md), and
-        mean and standard deviation of the metric.
+        Markdown: for each method and budget the number of seeds, mean and
+        standard deviation of the metric, MACs per second of audio and relative
+        to the dense model, parameters, training steps, and where known
+        activations and latencies (see docs/sweep.md).
     rows : list of dict
         One for each cell: its figures that are numbers.
 
@@ -724,8 +724,8 @@ def summarize(results, metric=None):
         for name, (key, _, _) in _MORE.items()
         if any(key in row for row in rows)
     ]
-    header = ["method", "budget", "n", "MACs/s (M)", "of dense", "parameters"]
-    header += ["steps", *more, f"{metric} (test)"]
+    header = ["method", "budget", "n", f"{metric} (test)", "MACs/s (M)"]
+    header += ["of dense", "parameters", "steps", *more]
     lines = [f"| {' | '.join(header)} |", "|" + " --- |" * len(header)]
     groups = {}
     for row in rows:
@@ -744,11 +744,12 @@ def summarize(results, metric=None):
 
         lines.append(
             f"| {key[1]} | {-key[0]:g} | {len(group)} "
+            f"| {statistics.mean(values):.3g}{spread} "
             f"| {mean('macs_per_second') / 1e6:.3g} "
             f"| {mean('macs_share'):.3f} | {mean('params'):.0f} "
             f"| {mean('steps'):.0f} "
             + "".join(f"| {_mean_of(group, *_MORE[name])} " for name in more)
-            + f"| {statistics.mean(values):.3g}{spread} |"
+            + "|"
         )
     return "\n".join(lines), rows
 

@@ -168,8 +168,8 @@ class Page(HTMLParser):
 def test_figures_of_the_curves(sweep):
     """Equal to those computed by hand."""
     summary, quality, differences = tables(sweep)[:3]
-    assert summary[1][:5] == ["dense", "1", "2", "0.0041", "1.000"]
-    assert summary[1][-1] == "3 ± 1.4"
+    row = ["dense", "1", "2", "3 ± 1.4", "0.0041", "1.000"]
+    assert summary[1][:6] == row
     # Greatest error 16, two halvings: (16 - 4 + 16 - 7) / 32 and
     # (16 - 6 + 16 - 13) / 32
     ranks = ["-0.89", "0"]  # -14 / sqrt(16 15.5)
@@ -198,10 +198,10 @@ def test_intervals_over_speakers(scored):
     """Where all cells have trials; what is better is said."""
     folder = scored
     summary, _, differences = tables(folder)[:3]
-    assert summary[0][-1] == "95 % interval"
+    assert summary[0][4] == "95 % interval"
     for line in summary[1:]:
-        low, _, high = line[-1].partition(" to ")
-        assert float(low) < float(line[-2].split(" ")[0]) < float(high)
+        low, _, high = line[4].partition(" to ")
+        assert float(low) < float(line[3].split(" ")[0]) < float(high)
     assert [row[5] for row in differences[1:]] == ["noise"] * 3
     runs = {}
     for place in (folder / "cells").iterdir():
@@ -427,7 +427,7 @@ def test_history_in_the_result_and_a_figure_that_is_nan(tmp_path):
     assert "63.25 of 64" in (tmp_path / "report.html").read_text()
     text = (tmp_path / "report.md").read_text()
     assert "Without a finite figure, in no plot: noise_0.5_2." in text
-    assert "| noise | 0.5 | 2 | 0.00205 | 0.500 | 500 | 192 | nan |" in text
+    assert "| noise | 0.5 | 2 | nan | 0.00205 | 0.500 | 500 | 192 |" in text
     assert "| EER | narrow | 0.5 | +1 | - | - | 1 |" in text
 
 

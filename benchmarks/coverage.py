@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import norm
 
+from noisegate.files import markdown_table
 from noisegate.metrics import Trials
 from noisegate.tradeoff import bootstrap, hypervolume, weighted_eer
 
@@ -262,19 +263,15 @@ def table(rows):
     -------
     table : str
     """
-    lines = [
-        "| quantity | speakers | seeds | std over seeds | "
-        + " | ".join(METHODS)
-        + " |",
-        "|--|--|--|--|" + "--|" * len(METHODS),
-    ]
+    headings = ["quantity", "speakers", "seeds", "std over seeds", *METHODS]
+    lines = []
     for row in rows:
         cells = list(row["scenario"])
         for method in METHODS:
             got = row["methods"][method]
             cells.append(f"{got['coverage']:.1f} ({got['width']:.1f})")
-        lines.append("| " + " | ".join(str(x) for x in cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown_table(headings, lines)
 
 
 def main():

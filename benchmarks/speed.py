@@ -25,7 +25,7 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 
 from noisegate.compact import compact, save_compact
-from noisegate.files import fill_blocks
+from noisegate.files import fill_blocks, markdown_table
 
 ROOT = Path(__file__).parents[1]
 HPARAMS = ROOT / "recipes" / "VAD" / "hparams"
@@ -151,7 +151,7 @@ def latencies(model, rounds, device):
 def write_table(readme):
     """Writes the figures on disk into the block "speed" of a Markdown file."""
     sys.path.insert(0, str(HPARAMS.parent))
-    from report import NAMES, markdown
+    from report import NAMES
 
     rows = []
     for path in sorted(RESULTS.glob("speed_*.json")):
@@ -163,7 +163,7 @@ def write_table(readme):
                     row += [f"{value['ms']:.1f}", f"{value['ratio']:.2f}"]
                     rows.append(row)
     headings = ["device", "model", "what", "variant", "ms", "ratio"]
-    fill_blocks(readme, speed=markdown(headings, rows))
+    fill_blocks(readme, speed=markdown_table(headings, rows))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ from benchmarks.zoo_models import ZOO, build
 from noisegate.attach import Gates
 from noisegate.compact import compact, final_sizes, shrink
 from noisegate.cost import ComplexityLoss, count_macs
-from noisegate.files import fill_blocks, write_atomically
+from noisegate.files import fill_blocks, markdown_table, write_atomically
 from noisegate.probe import tensors
 from noisegate.verify import relative_difference
 
@@ -546,14 +546,14 @@ def write_table(readme):
     results = json.loads(RESULTS.read_text(encoding="utf-8"))["models"]
     results = {name: results[name] for name in ZOO if name in results}
     lines = [*filter(None, summary(results)), ""]
-    lines.append("| " + " | ".join(HEADINGS) + " |")
-    lines.append("|" + " --- |" * len(HEADINGS))
+    rows = []
     for name, result in results.items():
         if "failed" in result:
             row = [name, "failed", *["-"] * (len(HEADINGS) - 2)]
         else:
             row = _cells(name, result)
-        lines.append("| " + " | ".join(row) + " |")
+        rows.append(row)
+    lines.append(markdown_table(HEADINGS, rows))
     lines += ["", "What the table cannot say:", ""]
     for name, result in results.items():
         lines += [f"- {name}: {_short(r)}" for r in remarks(name, result)]

@@ -15,6 +15,7 @@ import speechbrain as sb
 from hyperpyyaml import load_hyperpyyaml
 
 from noisegate.attach import Gates
+from noisegate.files import markdown_table
 from noisegate.latency import describe_latency, write_latency
 from noisegate.report import write_report
 from noisegate.sweep import METHODS, Sweep, summarize, write_summary
@@ -176,9 +177,9 @@ def _sweep(parser, known, overrides):
         failed = sweep.run(known.jobs, known.retry, known.slurm)
         results = sweep.results()
         if results:
-            table, rows = summarize(results, known.metric)
-            write_summary(sweep.folder, table, rows)
-            print(table)
+            headings, table, rows = summarize(results, known.metric)
+            write_summary(sweep.folder, headings, table, rows)
+            print(markdown_table(headings, table))
             print(f"\nfigures of each cell: {sweep.folder / 'cells.csv'}")
     except KeyboardInterrupt:
         parser.exit(130, "stopped; the same command goes on\n")

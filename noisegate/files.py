@@ -35,6 +35,35 @@ def write_atomically(path, text):
         temporary.unlink(missing_ok=True)
 
 
+def markdown_table(headings, rows):
+    """Returns a Markdown table.
+
+    Arguments
+    ---------
+    headings : list of str
+        Column headings.
+    rows : list of list
+        Cells, which are written as ``str`` has them.
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> print(markdown_table(["model", "|K|"], [["crnn", 3]]))
+    | model | \\|K\\| |
+    | --- | --- |
+    | crnn | 3 |
+    """
+
+    def line(cells):
+        cells = (str(cell).replace("|", "\\|") for cell in cells)
+        return f"| {' | '.join(cells)} |"
+
+    return "\n".join(map(line, [headings, ["---"] * len(headings), *rows]))
+
+
 def fill_blocks(path, **blocks):
     """Replaces the generated blocks of a Markdown file.
 

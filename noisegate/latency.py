@@ -23,7 +23,7 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from tqdm import tqdm
 
-from noisegate.files import write_atomically
+from noisegate.files import markdown_table, write_atomically
 from noisegate.probe import tensors
 from noisegate.sweep import SweepFolder
 from noisegate.verify import MAX_NOISE, relative_difference
@@ -361,20 +361,20 @@ def describe_latency(measured):
     <BLANKLINE>
     noise_0.25_1 is not in onnxruntime: outputs differ
     """
-    lines = ["| cell | torch, ms/s | of dense | onnxruntime, ms/s | of dense |"]
-    lines.append("|" + " --- |" * 5)
-    reasons = []
+    headings = ["cell", "torch, ms/s", "of dense"]
+    headings += ["onnxruntime, ms/s", "of dense"]
+    rows, reasons = [], []
     for name, cell in measured["cells"].items():
         figures = [
             cell[f"{kind}_{what}"]
             for kind in ("torch", "onnx")
             for what in ("ms_per_s", "ratio")
         ]
-        texts = ["-" if x is None else f"{x:.3g}" for x in figures]
-        lines.append(f"| {' | '.join([name, *texts])} |")
+        rows.append(
+            [name, *("-" if x is None else f"{x:.3g}" for x in figures)]
+        )
         if "onnx_reason" in cell:
             reason = cell["onnx_reason"]
             reasons.append(f"{name} is not in onnxruntime: {reason}")
-    if reasons:
-        lines += ["", *reasons]
-    return "\n".join(lines)
+    table = markdown_table(headings, rows)
+    return "\n".join([table, "", *reasons]) if reasons else table

@@ -13,7 +13,12 @@ import os
 
 from matplotlib.figure import Figure
 
-from noisegate.files import fill_blocks, without_paths, write_atomically
+from noisegate.files import (
+    fill_blocks,
+    markdown_table,
+    without_paths,
+    write_atomically,
+)
 from noisegate.sections import SECTIONS, Data
 from noisegate.sweep import SweepFolder, write_summary
 
@@ -55,14 +60,12 @@ def _to_html(block):
 
 def _to_markdown(block):
     def plain(text):
-        return html.escape(text, quote=False).replace("|", "\\|")
+        return html.escape(text, quote=False)
 
     kind, *parts = block
     if kind == "table":
-        rows = [parts[0], ["---"] * len(parts[0]), *parts[1]]
-        return "\n".join(
-            "| " + " | ".join(plain(x) for x in row) + " |" for row in rows
-        )
+        headings, *rows = ([*map(plain, row)] for row in (parts[0], *parts[1]))
+        return markdown_table(headings, rows)
     if kind == "plot":
         return f"(plot: `report.html#{parts[0]}`)"
     if kind == "code":
@@ -150,7 +153,7 @@ def write_report(folder, metric=None, published=None, readme=None):
         )
     sweep = SweepFolder.read(folder)
     data = Data(sweep, metric, published)
-    write_summary(sweep.folder, data.summary, data.rows)
+    write_summary(sweep.folder, *data.summary, data.rows)
     plan = sweep.plan
     title = f"{plan['recipe']}, {plan['hparams']}: trade-off of a sweep"
     overrides = " ".join(map(without_paths, plan["overrides"])) or "none"

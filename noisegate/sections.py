@@ -7,6 +7,7 @@ Authors
  * The noisegate developers, 2026
 """
 
+import copy
 import csv
 import html
 import json
@@ -53,7 +54,7 @@ class Data:
 
     def __init__(self, sweep, metric=None, published=None):
         self.sweep, self.results = sweep, sweep.results()
-        self.summary, self.rows = summarize(self.results, metric)
+        *self.summary, self.rows = summarize(self.results, metric)
         self.metric = find_metric(self.rows, metric)
         self.published = [] if published is None else _published(published)
         if self.published and self.metric != "EER":
@@ -344,14 +345,12 @@ def _tradeoff(data):
             "models: their cost is relative to that of the first one, "
             f"{data.published[0][0]}.",
         )
-    header, _, *lines = (
-        line.strip("| ").split(" | ") for line in data.summary.splitlines()
-    )
+    headings, rows = copy.deepcopy(data.summary)
     if intervals and not data.left_out:
-        header.insert(4, "95 % interval")
-        for line, group in zip(lines, data.groups):
-            line.insert(4, _estimate(*intervals[group][:3])[1])
-    yield "table", header, lines
+        headings.insert(4, "95 % interval")
+        for row, group in zip(rows, data.groups):
+            row.insert(4, _estimate(*intervals[group][:3])[1])
+    yield "table", headings, rows
     if note := latency_note(data.sweep.folder):
         yield "text", note
     if data.left_out:

@@ -30,7 +30,7 @@ from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.tag import Tag
 from tqdm import tqdm
 
-from noisegate.files import write_atomically
+from noisegate.files import markdown_table, write_atomically
 
 # Gate, complexity loss (None: as in the recipe) and further keys of the latter
 METHODS = {
@@ -685,11 +685,13 @@ def summarize(results, metric=None):
 
     Returns
     -------
-    table : str
-        Markdown: for each method and budget the number of seeds, mean and
-        standard deviation of the metric, MACs per second of audio and relative
-        to the dense model, parameters, training steps, and where known
-        activations and latencies (see docs/sweep.md).
+    headings : list of str
+        Those of the table.
+    table : list of list of str
+        For each method and budget the number of seeds, mean and standard
+        deviation of the metric, MACs per second of audio and relative to the
+        dense model, parameters, training steps, and where known activations
+        and latencies (see docs/sweep.md).
     rows : list of dict
         One for each cell: its figures that are numbers.
 
@@ -724,9 +726,9 @@ def summarize(results, metric=None):
         for name, (key, _, _) in _MORE.items()
         if any(key in row for row in rows)
     ]
-    header = ["method", "budget", "n", f"{metric} (test)", "MACs/s (M)"]
-    header += ["of dense", "parameters", "steps", *more]
-    lines = [f"| {' | '.join(header)} |", "|" + " --- |" * len(header)]
+    headings = ["method", "budget", "n", f"{metric} (test)", "MACs/s (M)"]
+    headings += ["of dense", "parameters", "steps", *more]
+    table = []
     groups = {}
     for row in rows:
         groups.setdefault((-row["budget"], row["method"]), []).append(row)
@@ -742,31 +744,38 @@ def summarize(results, metric=None):
         def mean(column, group=group):
             return statistics.mean(row[column] for row in group)
 
-        lines.append(
-            f"| {key[1]} | {-key[0]:g} | {len(group)} "
-            f"| {statistics.mean(values):.3g}{spread} "
-            f"| {mean('macs_per_second') / 1e6:.3g} "
-            f"| {mean('macs_share'):.3f} | {mean('params'):.0f} "
-            f"| {mean('steps'):.0f} "
-            + "".join(f"| {_mean_of(group, *_MORE[name])} " for name in more)
-            + "|"
+        table.append(
+            [
+                key[1],
+                f"{-key[0]:g}",
+                f"{len(group)}",
+                f"{statistics.mean(values):.3g}{spread}",
+                f"{mean('macs_per_second') / 1e6:.3g}",
+                f"{mean('macs_share'):.3f}",
+                f"{mean('params'):.0f}",
+                f"{mean('steps'):.0f}",
+                *(_mean_of(group, *_MORE[name]) for name in more),
+            ]
         )
-    return "\n".join(lines), rows
+    return headings, table, rows
 
 
-def write_summary(folder, table, rows):
+def write_summary(folder, headings, table, rows):
     """Writes ``summary.md`` and ``cells.csv``.
 
     Arguments
     ---------
     folder : pathlib.Path
         The folder of the sweep.
-    table : str
+    headings : list of str
         See :func:`summarize`.
+    table : list of list of str
+        Likewise.
     rows : list of dict
         Likewise.
     """
-    write_atomically(folder / "summary.md", table + "\n")
+    text = markdown_table(headings, table)
+    write_atomically(folder / "summary.md", f"{text}\n")
     columns = list(dict.fromkeys(key for row in rows for key in row))
     out = io.StringIO(newline="")
     writer = csv.DictWriter(out, columns, lineterminator="\n")

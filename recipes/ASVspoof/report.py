@@ -24,7 +24,7 @@ import matplotlib
 import torch
 from hyperpyyaml import load_hyperpyyaml
 
-from noisegate.files import fill_blocks, write_atomically
+from noisegate.files import fill_blocks, markdown_table, write_atomically
 from noisegate.metrics import read_scores, roc_points
 
 matplotlib.use("Agg")
@@ -139,24 +139,6 @@ def _spread(values, digits=2):
     return f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
-def markdown(headings, rows):
-    """Returns a Markdown table.
-
-    Arguments
-    ---------
-    headings : list of str
-        Column headings.
-    rows : list of list of str
-        Cells.
-
-    Returns
-    -------
-    str
-    """
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def results_table(rows, latency):
     """Returns the table of all runs as Markdown.
 
@@ -205,7 +187,7 @@ def results_table(rows, latency):
                 _spread([run["test"]["minDCF"] for run in runs]),
             ]
         )
-    return markdown(headings, cells)
+    return markdown_table(headings, cells)
 
 
 def attacks_table(rows):
@@ -233,7 +215,7 @@ def attacks_table(rows):
         ]
         budget = "–" if method == "dense" else f"{budget:g}"
         cells.append([METHODS[method], budget, *values])
-    return markdown(["EER (%)", "budget", *attacks], cells)
+    return markdown_table(["EER (%)", "budget", *attacks], cells)
 
 
 def published_table():
@@ -244,7 +226,9 @@ def published_table():
     keys = list(rows[0])
     headings = ["model", "gated stack", "kappa_min", "parameters (M)"]
     headings += ["GFLOP", "EER (%)"]
-    return markdown(headings, [[row[key] for key in keys] for row in rows])
+    return markdown_table(
+        headings, [[row[key] for key in keys] for row in rows]
+    )
 
 
 def plot_det(rows, folder, path):

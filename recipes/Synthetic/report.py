@@ -12,8 +12,6 @@ Authors
 
 import argparse
 import math
-import re
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -36,6 +34,8 @@ from experiments import (
 )
 from scipy import stats
 from teachers import Teacher
+
+from noisegate.files import fill_blocks, markdown_table
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -75,12 +75,6 @@ def interval(values):
     return float(values.mean()), float(
         stats.t.ppf(0.975, len(values) - 1) * error
     )
-
-
-def table(header, rows):
-    """Markdown table."""
-    lines = [header, ["--"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in lines)
 
 
 def with_interval(values, digits=2):
@@ -123,7 +117,7 @@ def search_table():
             hits, total = hits + near, total + len(cells)
     header = ["units", "label noise"]
     header += [f"r = {width}" for width in TEACHER_WIDTHS]
-    text = table([*header, "within ± 1"], rows)
+    text = markdown_table([*header, "within ± 1"], rows)
     share = 100 * hits / max(1, total)
     return f"{text}\n\nWithin ± 1 of r: {hits} of {total} ({share:.0f} %)."
 
@@ -147,7 +141,7 @@ def teacher_table():
                 row.append(with_interval(values))
             rows.append(row)
     header = ["units", "method", *(f"r = {width}" for width in TEACHER_WIDTHS)]
-    return table(header, rows)
+    return markdown_table(header, rows)
 
 
 # ---- (b) -------------------------------------------------------------------
@@ -170,7 +164,7 @@ def layers_table():
             )
             row.append(f"({widths[0]:.1f}, {widths[1]:.1f}) {error}")
         rows.append(row)
-    return table(["method", *map(str, LAYER_WIDTHS)], rows)
+    return markdown_table(["method", *map(str, LAYER_WIDTHS)], rows)
 
 
 def plot_layers():
@@ -250,7 +244,7 @@ def decay_table():
             ]
         )
     header = ["method", "area to the optimum (%)", "minus noise gates"]
-    return table(header, rows)
+    return markdown_table(header, rows)
 
 
 def plot_decay():
@@ -348,7 +342,7 @@ def ablation_table():
         "95 %",
         "widths off by",
     ]
-    text = table(header, rows)
+    text = markdown_table(header, rows)
     return (
         f"{text}\n\n{len(results)} runs; MACs of all of them between "
         f"{100 * least:.1f} and {100 * most:.1f} % of the budget."
@@ -380,7 +374,7 @@ def tuning_table():
             ]
         )
     header = ["method", "tried", "best", "error (geometric mean)"]
-    return table(header, rows)
+    return markdown_table(header, rows)
 
 
 BLOCKS = {
@@ -404,19 +398,7 @@ def main():
     if arguments.readme is None:
         print("\n\n".join(blocks.values()))
         return
-    path = Path(arguments.readme)
-    text = path.read_text(encoding="utf-8")
-    for name, block in blocks.items():
-        pattern = rf"(<!-- {name} -->\n).*?(<!-- end {name} -->)"
-        text, found = re.subn(
-            pattern,
-            lambda match, block=block: f"{match[1]}{block}\n{match[2]}",
-            text,
-            flags=re.DOTALL,
-        )
-        if not found:
-            raise ValueError(f"{path} has no block '<!-- {name} -->'")
-    path.write_text(text, encoding="utf-8")
+    fill_blocks(arguments.readme, **blocks)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,9 @@ import sys
 from pathlib import Path
 
 from embedded_corpus import make_corpus
-from report import NAMES, markdown, measure_latency, plot_widths
+from report import NAMES, measure_latency, plot_widths
+
+from noisegate.files import markdown_table
 
 HERE = Path(__file__).parent
 OUTPUT = HERE / "results" / "demo"
@@ -94,9 +96,10 @@ if __name__ == "__main__":
     plot_widths(OUTPUT / "crnn_gated" / "gates.jsonl", plot)
     headings = ["model", "mel bands", "widths", "parameters", "MACs/s"]
     headings += ["EER", "latency per s of audio"]
-    (OUTPUT / "table.md").write_text(markdown(headings, rows) + "\n")
+    table = markdown_table(headings, rows)
+    (OUTPUT / "table.md").write_text(f"{table}\n")
     print("\nThe corpus is synthetic: figures say nothing about real speech.")
-    print(markdown(headings, rows))
+    print(table)
     print("\nResults:")
     for folder in folders:
         print(f"  {folder / 'result.json'}")

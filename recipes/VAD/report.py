@@ -24,7 +24,7 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from vad_data import SNR_RANGES
 
-from noisegate.files import fill_blocks, write_atomically
+from noisegate.files import fill_blocks, markdown_table, write_atomically
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
@@ -125,24 +125,6 @@ def _spread(values, digits=2):
     return f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
-def markdown(headings, rows):
-    """Returns a Markdown table.
-
-    Arguments
-    ---------
-    headings : list of str
-        Column headings.
-    rows : list of list of str
-        Cells.
-
-    Returns
-    -------
-    str
-    """
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def results_table(rows, latency):
     """Returns the table of all runs as Markdown.
 
@@ -188,7 +170,7 @@ def results_table(rows, latency):
                 ),
             ]
         )
-    return markdown(headings, cells)
+    return markdown_table(headings, cells)
 
 
 def published_table():
@@ -200,7 +182,9 @@ def published_table():
     headings += ["EER (%)", *(f"{name} dB" for name in RANGES)]
     keys = ["model", "min_kappa", "mel_bands", "params", "mflops"]
     keys += ["eer_percent", "lt_5db", "5_15db", "15_25db", "ge_25db"]
-    return markdown(headings, [[row[key] for key in keys] for row in rows])
+    return markdown_table(
+        headings, [[row[key] for key in keys] for row in rows]
+    )
 
 
 def plot_tradeoff(rows, path):

@@ -222,4 +222,4 @@ def test_tables_of_the_readme_are_generated(block):
     """Nothing in them was typed."""
     readme = (RECIPE / "README.md").read_text(encoding="utf-8")
     table = report.BLOCKS[block]()
-    assert f"<!-- {block} -->\n{table}\n<!-- end {block} -->" in readme
+    assert f"<!-- {block} -->\n\n{table}\n\n<!-- /{block} -->" in readme

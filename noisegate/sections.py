@@ -12,6 +12,7 @@ import csv
 import html
 import json
 import math
+import re
 import shlex
 from statistics import mean, stdev
 
@@ -751,6 +752,8 @@ def _breakdown(data):
     if not names:
         yield "text", "The results have no figures by condition."
     for figure, conditions in names.items():
+        # "<5", "5-15", "15-25", as numbers have it and not the alphabet
+        conditions.sort(key=lambda c: [int(x) for x in re.findall(r"\d+", c)])
         rows = []
         for group in data.groups:
             values = [

@@ -47,7 +47,8 @@ def write_cell(folder, method, budget, seed, eer):
         "macs_per_second": 4096 * budget,
         "macs_per_second_full": 4096,
         "steps": 192,
-        "test": {"EER": eer, "EER <5": 2 * eer, "EER A07": 3 * eer, "x": None},
+        "test": {"EER": eer, "EER 15-25": 3 * eer, "EER <5": 2 * eer}
+        | {"EER 5-15": eer, "x": None},
         "versions": {"noisegate": "0.1.0", "commit": "abc1234"},
     }
     (place / "result.json").write_text(json.dumps(result))
@@ -328,8 +329,8 @@ def test_published_figures_that_lack_something(tmp_path, text, message):
     with pytest.raises(ValueError, match=f"published.csv {message}"):
         write_report(tmp_path, published=path)
     path.write_text("model,mflops,eer_percent\na,1,1\n")
-    with pytest.raises(ValueError, match="are EERs, the curves show EER A07"):
-        write_report(tmp_path, metric="EER A07", published=path)
+    with pytest.raises(ValueError, match="are EERs, the curves show EER <5"):
+        write_report(tmp_path, metric="EER <5", published=path)
 
 
 def test_widths_conditions_and_runs(sweep):
@@ -341,9 +342,11 @@ def test_widths_conditions_and_runs(sweep):
     ]
     assert widths[1] == ["conv", "64", "32.5", "32.5", "16.5", "16.5"]
     assert widths[2][0] == BAD
-    assert conditions[0] == ["budget", "method", "<5", "A07"]
-    assert conditions[1] == ["1", "dense", "6 ± 2.8", "9 ± 4.2"]
-    assert conditions[-1] == ["0.25", "narrow", "26 ± 8.5", "39 ± 13"]
+    assert conditions[0] == ["budget", "method", "<5", "5-15", "15-25"]
+    assert conditions[1] == [*("1", "dense", "6 ± 2.8", "3 ± 1.4", "9 ± 4.2")]
+    assert conditions[-1] == [
+        *("0.25", "narrow", "26 ± 8.5", "13 ± 4.2", "39 ± 13")
+    ]
     assert runs[0][5:] == ["test EER", "versions", "commit"]
     assert len(runs) == 11
     assert runs[2] == ["noise_0.5_1", "1", "0.5000", "500", "192", "4"] + [
@@ -448,7 +451,7 @@ def test_the_command_and_its_errors(tmp_path, capsys, monkeypatch):
     write_sweep(folder)
     assert "['AUC']" in error(folder, "--metric=AUC")
     assert not (folder / "report.html").exists()
-    main(["report", str(folder), "--metric=EER A07"])
+    main(["report", str(folder), "--metric=EER 5-15"])
     assert capsys.readouterr().out == f"report: {folder / 'report.html'}\n"
     assert "| 9 ± 4.2 |" in (folder / "report.md").read_text()
     (folder / "report.html").unlink()

@@ -179,8 +179,21 @@ def _cpu():
     return (names or [platform.processor() or platform.machine()])[0].strip()
 
 
-def _time(runs, rounds):
-    """Median seconds of each, run in turn, on one thread of torch."""
+def time_in_turn(runs, rounds):
+    """Times functions in turn, so that a busy machine slows all of them.
+
+    Arguments
+    ---------
+    runs : dict of str to callable
+        What is timed, by any key; on one thread of torch, without gradients.
+    rounds : int
+        Times that each is called, of which the median counts.
+
+    Returns
+    -------
+    dict of str to float
+        Median seconds.
+    """
     seconds = {key: [] for key in runs}
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -251,7 +264,7 @@ def measure_latency(sweep, rounds=15):
             found[cell.name]["onnx_reason"] = reason
         else:
             runs["onnx", cell.name] = run
-    medians = _time(runs, rounds)
+    medians = time_in_turn(runs, rounds)
     for cell in cells:
         figures, dense = found[cell.name], _dense(cell, cells)
         figures["dense"] = dense and dense.name

@@ -13,10 +13,10 @@ Authors
 
 import argparse
 import csv
+import functools
 import json
 import re
 import statistics
-import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -25,6 +25,7 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 
 from noisegate.files import fill_blocks, markdown_table, write_atomically
+from noisegate.latency import time_in_turn
 from noisegate.metrics import read_scores, roc_points
 
 matplotlib.use("Agg")
@@ -83,7 +84,14 @@ def load_results(folder, methods=METHODS):
     return rows
 
 
-def measure_latency(yamls, segment_s, rounds=15, threads=1):
+def _score(wav, front, model):
+    feats, lens = wav, torch.ones(1)
+    if front:  # else from waveforms
+        feats = front[1](front[0](wav), lens)
+    return model(feats, lens)
+
+
+def measure_latency(yamls, segment_s, rounds=15):
     """Times compacted models, front-end included, in turn.
 
     Arguments
@@ -95,40 +103,22 @@ def measure_latency(yamls, segment_s, rounds=15, threads=1):
         Seconds of audio processed at once.
     rounds : int
         Times that each model is run.
-    threads : int
-        CPU threads.
 
     Returns
     -------
     dict of str to float
         Median milliseconds per second of audio.
     """
-    models = {}
+    runs = {}
     for name, path in yamls.items():
         with open(path, encoding="utf-8") as fin:
             loaded = load_hyperpyyaml(fin)
-        models[name] = [m.eval() for m in loaded["modules"].values()]
-        sample_rate = loaded["sample_rate"]
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    wav = 0.1 * torch.randn(1, round(segment_s * sample_rate))
-    lens = torch.ones(1)
-    times = defaultdict(list)
-    try:
-        with torch.inference_mode():
-            for _ in range(rounds + 2):
-                for name, (*front, model) in models.items():
-                    start = time.perf_counter()
-                    feats = wav
-                    if front:
-                        feats = front[1](front[0](wav), lens)
-                    model(feats, lens)
-                    times[name].append(time.perf_counter() - start)
-    finally:
-        torch.set_num_threads(threads_before)
+        *front, model = (m.eval() for m in loaded["modules"].values())
+        wav = 0.1 * torch.randn(1, round(segment_s * loaded["sample_rate"]))
+        runs[name] = functools.partial(_score, wav, front, model)
     return {
-        name: 1000 * statistics.median(seconds[2:]) / segment_s
-        for name, seconds in times.items()
+        name: 1000 * seconds / segment_s
+        for name, seconds in time_in_turn(runs, rounds).items()
     }
 
 

@@ -12,10 +12,10 @@ Authors
 
 import argparse
 import csv
+import functools
 import json
 import re
 import statistics
-import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from hyperpyyaml import load_hyperpyyaml
 from vad_data import SNR_RANGES
 
 from noisegate.files import fill_blocks, markdown_table, write_atomically
+from noisegate.latency import time_in_turn
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
@@ -72,7 +73,11 @@ def load_results(folder):
     return rows
 
 
-def measure_latency(yamls, segment_s=4.0, rounds=15, threads=1):
+def _score(wav, features, norm, model):
+    return model(norm(features(wav), torch.ones(1)))
+
+
+def measure_latency(yamls, segment_s=4.0, rounds=15):
     """Times compacted models, front-end included, in turn.
 
     Arguments
@@ -84,37 +89,22 @@ def measure_latency(yamls, segment_s=4.0, rounds=15, threads=1):
         Seconds of audio processed at once.
     rounds : int
         Times that each model is run.
-    threads : int
-        CPU threads.
 
     Returns
     -------
     dict of str to float
         Median milliseconds per second of audio.
     """
-    models = {}
+    runs = {}
     for name, path in yamls.items():
         with open(path, encoding="utf-8") as fin:
             loaded = load_hyperpyyaml(fin)
-        models[name] = [m.eval() for m in loaded["modules"].values()]
-        sample_rate = loaded["sample_rate"]
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    wav = 0.1 * torch.randn(1, round(segment_s * sample_rate))
-    lens = torch.ones(1)
-    times = defaultdict(list)
-    try:
-        with torch.inference_mode():
-            for _ in range(rounds + 2):
-                for name, (features, norm, model) in models.items():
-                    start = time.perf_counter()
-                    model(norm(features(wav), lens))
-                    times[name].append(time.perf_counter() - start)
-    finally:
-        torch.set_num_threads(threads_before)
+        features, norm, model = (m.eval() for m in loaded["modules"].values())
+        wav = 0.1 * torch.randn(1, round(segment_s * loaded["sample_rate"]))
+        runs[name] = functools.partial(_score, wav, features, norm, model)
     return {
-        name: 1000 * statistics.median(seconds[2:]) / segment_s
-        for name, seconds in times.items()
+        name: 1000 * seconds / segment_s
+        for name, seconds in time_in_turn(runs, rounds).items()
     }
 
 

@@ -61,7 +61,7 @@ def fake_times(monkeypatch, *without):
             return None, None, None, {"tracing": "no such operator"}
         return (lambda: None), 0.0, "tracing", {}
 
-    monkeypatch.setattr(latency, "_time", time_them)
+    monkeypatch.setattr(latency, "time_in_turn", time_them)
     monkeypatch.setattr(latency, "to_onnx", to_onnx)
     monkeypatch.setattr(latency, "has_onnx", lambda: True)
 

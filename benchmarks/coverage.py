@@ -8,8 +8,8 @@ Each data set has speakers of 10 to 20 trials and one or more training seeds
 the interval holds it, with trials drawn independently, with speakers drawn
 (seeds as they are), with speakers and then trials of each drawn
 (`noisegate.metrics.confidence_intervals`), and with `noisegate.tradeoff.
-bootstrap` over speakers and seeds. Prints a Markdown table and writes
-benchmarks/results/coverage.json.
+bootstrap` over speakers and seeds. Writes benchmarks/results/coverage.json and
+the table of benchmarks/README.md.
 
 Authors
  * The noisegate developers, 2026
@@ -23,11 +23,12 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import norm
 
-from noisegate.files import markdown_table
+from noisegate.files import fill_blocks, markdown_table
 from noisegate.metrics import Trials
 from noisegate.tradeoff import bootstrap, hypervolume, weighted_eer
 
 RESULTS = Path(__file__).parent / "results" / "coverage.json"
+README = Path(__file__).parent / "README.md"
 SEPARATION = 2.5  # mean of the targets, in standard deviations: EER 10.6 %
 SPEAKER = 0.3  # share of the variance that is the speaker's
 COMMON = 0.5  # share of speaker and trial effects that all seeds have
@@ -293,7 +294,8 @@ def main():
         "rows": rows,
     }
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"\n{table(rows)}\n\n{seconds} s of processor time")
+    fill_blocks(README, coverage=table(rows))
+    print(f"{seconds} s of processor time")
 
 
 if __name__ == "__main__":

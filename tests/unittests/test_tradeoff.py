@@ -361,8 +361,7 @@ def test_intervals_cover(n_seeds, seed_std):
 def test_the_table_is_that_of_the_results():
     rows = json.loads(coverage.RESULTS.read_text(encoding="utf-8"))["rows"]
     assert [tuple(row["scenario"]) for row in rows] == coverage.SCENARIOS
-    readme = coverage.RESULTS.parents[1] / "README.md"
-    assert coverage.table(rows) in readme.read_text(encoding="utf-8")
+    assert coverage.table(rows) in coverage.README.read_text(encoding="utf-8")
 
 
 def test_simulation_has_the_true_eer():

@@ -184,15 +184,15 @@ def time_in_turn(runs, rounds):
 
     Arguments
     ---------
-    runs : dict of str to callable
+    runs : dict of object to callable
         What is timed, by any key; on one thread of torch, without gradients.
     rounds : int
         Times that each is called, of which the median counts.
 
     Returns
     -------
-    dict of str to float
-        Median seconds.
+    dict of object to float
+        Median seconds by the same keys.
     """
     seconds = {key: [] for key in runs}
     before = torch.get_num_threads()

@@ -7,6 +7,7 @@ Authors
  * The noisegate developers, 2026
 """
 
+import functools
 import html
 import io
 import os
@@ -59,9 +60,7 @@ def _to_html(block):
 
 
 def _to_markdown(block):
-    def plain(text):
-        return html.escape(text, quote=False)
-
+    plain = functools.partial(html.escape, quote=False)
     kind, *parts = block
     if kind == "table":
         headings, *rows = ([*map(plain, row)] for row in (parts[0], *parts[1]))

@@ -7,7 +7,6 @@ Authors
  * The noisegate developers, 2026
 """
 
-import copy
 import csv
 import html
 import json
@@ -346,11 +345,13 @@ def _tradeoff(data):
             "models: their cost is relative to that of the first one, "
             f"{data.published[0][0]}.",
         )
-    headings, rows = copy.deepcopy(data.summary)
+    headings, rows = data.summary
     if intervals and not data.left_out:
-        headings.insert(4, "95 % interval")
-        for row, group in zip(rows, data.groups):
-            row.insert(4, _estimate(*intervals[group][:3])[1])
+        headings = [*headings[:4], "95 % interval", *headings[4:]]
+        rows = [
+            [*row[:4], _estimate(*intervals[group][:3])[1], *row[4:]]
+            for row, group in zip(rows, data.groups)
+        ]
     yield "table", headings, rows
     if note := latency_note(data.sweep.folder):
         yield "text", note

@@ -343,9 +343,13 @@ def test_widths_conditions_and_runs(sweep):
     assert widths[1] == ["conv", "64", "32.5", "32.5", "16.5", "16.5"]
     assert widths[2][0] == BAD
     assert conditions[0] == ["budget", "method", "<5", "5-15", "15-25"]
-    assert conditions[1] == [*("1", "dense", "6 ± 2.8", "3 ± 1.4", "9 ± 4.2")]
+    assert conditions[1] == ["1", "dense", "6 ± 2.8", "3 ± 1.4", "9 ± 4.2"]
     assert conditions[-1] == [
-        *("0.25", "narrow", "26 ± 8.5", "13 ± 4.2", "39 ± 13")
+        "0.25",
+        "narrow",
+        "26 ± 8.5",
+        "13 ± 4.2",
+        "39 ± 13",
     ]
     assert runs[0][5:] == ["test EER", "versions", "commit"]
     assert len(runs) == 11

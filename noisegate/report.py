@@ -74,7 +74,7 @@ def _to_markdown(block):
 
 def _to_png(figures):
     """Plots side by side; without bars on curves, which would lie on others."""
-    picture = Figure(figsize=(6 * len(figures), 4.5), layout="constrained")
+    picture = Figure(figsize=(6 * len(figures), 5), layout="constrained")
     axes = picture.subplots(1, len(figures), squeeze=False)[0]
     for axis, figure in zip(axes, figures):
         for trace in figure.data:
@@ -104,7 +104,12 @@ def _to_png(figures):
                 one.set_ticks(layout.tickvals, layout.ticktext)
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-        axis.legend(fontsize="small")
+        axis.legend(  # below the labels, where it hides no point
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.14),
+            ncols=4,
+            fontsize="small",
+        )
     file = io.BytesIO()
     picture.savefig(file, format="png", dpi=100)
     return file.getvalue()

@@ -269,7 +269,7 @@ def test_tables_for_a_readme(scored, tmp_path):
     assert "| narrow | 0.5 |" in readme.read_text()
     assert "| hypervolume | narrow |" in readme.read_text()
     link = re.search(r"!\[.+\]\((.+)\)", readme.read_text())[1]
-    assert imread(tmp_path / link).shape == (450, 1200, 4)
+    assert imread(tmp_path / link).shape == (500, 1200, 4)
 
 
 def test_macs_by_layer(scored):

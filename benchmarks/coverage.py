@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import norm
 
-from noisegate.files import fill_blocks, markdown_table
+from noisegate.files import fill_blocks, markdown_table, write_atomically
 from noisegate.metrics import Trials
 from noisegate.tradeoff import bootstrap, hypervolume, weighted_eer
 
@@ -293,7 +293,7 @@ def main():
         "processor_seconds": seconds,
         "rows": rows,
     }
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_atomically(RESULTS, json.dumps(result, indent=1) + "\n")
     fill_blocks(README, coverage=table(rows))
     print(f"{seconds} s of processor time")
 

@@ -25,7 +25,7 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 
 from noisegate.compact import compact, save_compact
-from noisegate.files import fill_blocks, markdown_table
+from noisegate.files import fill_blocks, markdown_table, write_atomically
 
 ROOT = Path(__file__).parents[1]
 HPARAMS = ROOT / "recipes" / "VAD" / "hparams"
@@ -196,4 +196,4 @@ if __name__ == "__main__":
                     f"ratio {value['ratio']:.3f}"
                 )
     out = RESULTS / f"speed_{args.device}.json"
-    out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_atomically(out, json.dumps(report, indent=2) + "\n")

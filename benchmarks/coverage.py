@@ -7,8 +7,8 @@ Each data set has speakers of 10 to 20 trials and one or more training seeds
 (see `simulate`); its true EER is known in closed form. Counted is how often
 the interval holds it, with trials drawn independently, with speakers drawn
 (seeds as they are), with speakers and then trials of each drawn
-(`noisegate.metrics.confidence_intervals`), and with `noisegate.tradeoff.
-bootstrap` over speakers and seeds. Writes benchmarks/results/coverage.json and
+(`confidence_intervals` of `noisegate.evaluation.bootstrap`), and with its
+`bootstrap` over speakers and seeds. Writes benchmarks/results/coverage.json and
 the table of benchmarks/README.md.
 
 Authors
@@ -23,9 +23,14 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import norm
 
-from noisegate.files import fill_blocks, markdown_table, write_atomically
-from noisegate.metrics import Trials
-from noisegate.tradeoff import bootstrap, hypervolume, weighted_eer
+from noisegate.evaluation.bootstrap import bootstrap, weighted_eer
+from noisegate.evaluation.curves import hypervolume
+from noisegate.evaluation.files import (
+    fill_blocks,
+    markdown_table,
+    write_atomically,
+)
+from noisegate.evaluation.scores import Trials
 
 RESULTS = Path(__file__).parent / "results" / "coverage.json"
 README = Path(__file__).parent / "README.md"

@@ -25,7 +25,11 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 
 from noisegate.compact import compact, save_compact
-from noisegate.files import fill_blocks, markdown_table, write_atomically
+from noisegate.evaluation.files import (
+    fill_blocks,
+    markdown_table,
+    write_atomically,
+)
 
 ROOT = Path(__file__).parents[1]
 HPARAMS = ROOT / "recipes" / "VAD" / "hparams"

@@ -38,12 +38,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import zoo_export, zoo_rival
 from benchmarks.zoo_models import ZOO, build
-from noisegate.attach import Gates
 from noisegate.compact import compact, final_sizes, shrink
-from noisegate.cost import ComplexityLoss, count_macs
-from noisegate.files import fill_blocks, markdown_table, write_atomically
+from noisegate.cost import count_macs
+from noisegate.evaluation.files import (
+    fill_blocks,
+    markdown_table,
+    write_atomically,
+)
+from noisegate.gates import Gates
+from noisegate.loss import ComplexityLoss
 from noisegate.probe import tensors
-from noisegate.verify import relative_difference
+from noisegate.trial import relative_difference
 
 RESULTS = Path(__file__).parent / "results" / "zoo.json"
 LIMIT_S = 900  # of a model, without the parts that follow

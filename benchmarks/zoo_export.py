@@ -7,7 +7,7 @@ Authors
 import copy
 
 from noisegate.compact import compact
-from noisegate.latency import has_onnx, to_onnx
+from noisegate.evaluation.latency import has_onnx, to_onnx
 
 
 def measure(plain, gates, inputs):
@@ -17,7 +17,7 @@ def measure(plain, gates, inputs):
     ---------
     plain : torch.nn.Module
         The uncut model.
-    gates : noisegate.attach.Gates
+    gates : noisegate.gates.Gates
         Gates on a copy of it.
     inputs : list
         Arguments of its forward.

@@ -13,6 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from models import AASIST, ResNet34
 from speechbrain.lobes.features import Leaf
 from speechbrain.lobes.models import (
     L2I,
@@ -59,8 +60,6 @@ from speechbrain.nnet.quaternion_networks.q_CNN import QConv1d
 from speechbrain.nnet.quaternion_networks.q_linear import QLinear
 from speechbrain.nnet.transducer.transducer_joint import Transducer_joint
 from speechbrain.nnet.unet import UNetModel
-
-from noisegate.models import AASIST, ResNet34
 
 ZOO = {}
 

@@ -11,9 +11,9 @@ import copy
 
 import torch
 
-from noisegate.attach import MaskedNorm, attach
-from noisegate.cut import copy_of, fold
+from noisegate.cut import detached_copy, fold
 from noisegate.gate import NoiseGate
+from noisegate.gates import MaskedNorm, attach
 from noisegate.leaves import CONVS, TRANSPOSED, depthwise, kind
 from noisegate.probe import tensors
 
@@ -124,7 +124,7 @@ def fold_copy(model):
     -------
     torch.nn.Module
     """
-    model = copy_of(model)
+    model = detached_copy(model)
     fold(model)
     return model
 
@@ -211,7 +211,7 @@ def _ours(tool, model, inputs, gates, result):
         gate = NoiseGate(group.size, 1 / group.size, step)
         gate.freeze(max(step, width))
         gate.eval().refresh()
-        masked = copy_of(model)
+        masked = detached_copy(model)
         attach(masked, group, gate)
         expected = _run(masked, inputs)
         reason = "no layer that it can prune makes the channels"
@@ -247,7 +247,7 @@ def measure(model, inputs, gates):
         The plain model.
     inputs : list
         Arguments of its forward.
-    gates : noisegate.attach.Gates
+    gates : noisegate.gates.Gates
         Gates on a copy of the model, None if nothing can be gated.
 
     Returns

@@ -202,8 +202,8 @@ class GatedBrain(sb.Brain):
     checkpoints hold all of this and the random state; ``evaluate`` runs on
     the compacted model.
 
-    Required in hparams: ``gates`` (:class:`noisegate.attach.Gates`) and
-    ``complexity_loss`` (:class:`noisegate.cost.ComplexityLoss`). Optional:
+    Required in hparams: ``gates`` (:class:`noisegate.gates.Gates`) and
+    ``complexity_loss`` (:class:`noisegate.loss.ComplexityLoss`). Optional:
     ``output_folder``, where the history of the widths is written to
     ``gates.jsonl``; ``train_logger`` and ``tensorboard_train_logger`` (of
     :func:`tensorboard_logger`), which ``log_stats`` writes to.

@@ -14,11 +14,11 @@ from pathlib import Path
 import speechbrain as sb
 from hyperpyyaml import load_hyperpyyaml
 
-from noisegate.attach import Gates
-from noisegate.files import markdown_table
-from noisegate.latency import describe_latency, write_latency
-from noisegate.report import write_report
-from noisegate.sweep import METHODS, Sweep, summarize, write_summary
+from noisegate.evaluation.files import markdown_table
+from noisegate.evaluation.latency import describe_latency, write_latency
+from noisegate.evaluation.report import write_report
+from noisegate.evaluation.sweep import METHODS, Sweep, summarize, write_summary
+from noisegate.gates import Gates
 
 
 def load_gates(hparams_file, overrides=""):
@@ -34,7 +34,7 @@ def load_gates(hparams_file, overrides=""):
 
     Returns
     -------
-    noisegate.attach.Gates
+    noisegate.gates.Gates
 
     Raises
     ------
@@ -52,7 +52,7 @@ def load_gates(hparams_file, overrides=""):
     found = [key for key, v in hparams.items() if isinstance(v, Gates)]
     if len(found) != 1:
         raise ValueError(
-            f"{hparams_file} must make one noisegate.attach.Gates, it makes "
+            f"{hparams_file} must make one noisegate.gates.Gates, it makes "
             f"{len(found)} {found or ''}"
         )
     return hparams[found[0]]
@@ -63,7 +63,7 @@ def describe(gates):
 
     Arguments
     ---------
-    gates : noisegate.attach.Gates
+    gates : noisegate.gates.Gates
         The gates.
 
     Returns

@@ -28,9 +28,9 @@ from speechbrain.lobes.models.transformer.Transformer import (
     TransformerEncoderLayer,
 )
 
-from noisegate.attach import Gates, Tap, _MaskedLayer
-from noisegate.cut import copy_of, cut, kept_features
+from noisegate.cut import cut, detached_copy, kept_features
 from noisegate.gate import Gate
+from noisegate.gates import Gates, Tap, _MaskedLayer
 from noisegate.layers import GATED_LAYERS
 from noisegate.leaves import FEATURES
 
@@ -44,7 +44,7 @@ def compact(gates):
 
     Arguments
     ---------
-    gates : noisegate.attach.Gates
+    gates : noisegate.gates.Gates
         The gates of the model, best frozen; otherwise the widths that the
         model uses in evaluation are taken.
 
@@ -69,7 +69,7 @@ def compact(gates):
     >>> plain.hidden.w, plain.out.w.in_features
     (Linear(in_features=8, out_features=4, bias=True), 4)
     """
-    model = _strip(copy_of(gates.model))
+    model = _strip(detached_copy(gates.model))
     features = None
     if gates.features is not None:
         features = _strip(copy.deepcopy(gates.features))
@@ -87,7 +87,7 @@ def final_sizes(gates, model):
 
     Arguments
     ---------
-    gates : noisegate.attach.Gates
+    gates : noisegate.gates.Gates
         The gates of the model.
     model : torch.nn.Module
         The cut model, see :func:`compact`.
@@ -459,7 +459,7 @@ def _expression(name, module, originals):
         ) from error
     if sizes:
         written += [
-            f"__{name}_sizes: !apply:noisegate.compact.shrink",
+            f"__{name}_sizes: !apply:noisegate.shrink",
             f"    - !ref <{name}>",
             f"    - {json.dumps(sizes)}",
         ]

@@ -1,4 +1,4 @@
-"""Cost of a model as a function of its widths, and the loss that bounds it.
+"""Cost of a model as a function of its widths.
 
 One multiply-accumulate (MAC) is one multiplication and one addition; FLOPs
 are 2 x MACs. Counted: linear and convolutional layers, recurrences, attention
@@ -22,7 +22,7 @@ from speechbrain.utils.logger import get_logger
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from noisegate.cut import copy_of, cut, kept_features
+from noisegate.cut import cut, detached_copy, kept_features
 from noisegate.leaves import (
     ATTENTION,
     CELLS,
@@ -40,6 +40,7 @@ from noisegate.leaves import (
 from noisegate.probe import tensors
 
 logger = get_logger(__name__)
+
 
 PRODUCTS = "products between the layers"
 
@@ -403,7 +404,7 @@ def _record_attention(layer, args):
 def _count_cut(model, groups, widths, inputs):
     """The MACs of a model that is cut to some widths."""
     keep = {name: torch.arange(width) for name, width in widths.items()}
-    small = cut(copy_of(model).eval(), kept_features(groups, keep))
+    small = cut(detached_copy(model).eval(), kept_features(groups, keep))
     inputs = copy.deepcopy(inputs)
     if FEATURES in keep:
         kept = keep[FEATURES].to(inputs[0].device)
@@ -726,221 +727,3 @@ class CostModel:
             In (0, 1].
         """
         return self.macs(widths) / self._full_macs
-
-
-class ComplexityLoss(torch.nn.Module):
-    """The complexity term of the loss, and the budget that steers it.
-
-    With a fixed ``weight`` this is the published form,
-    ``task loss + weight x complexity``, complexity being MACs relative to the
-    full widths. With a budget the weight is a dual variable: it rises while
-    the complexity is above ``target(progress)`` and falls below, and the
-    target moves geometrically from 1 to the budget over the first
-    ``tighten`` of the time in which widths are learned. Steps are taken in
-    the logarithm, because the scale of the task loss is not known:
-
-        log weight = integral + damping x v,  integral += dual_lr x v,
-        v = (complexity - target) / target
-
-    At the end widths are rounded such that the budget is met exactly.
-
-    Arguments
-    ---------
-    gates : noisegate.attach.Gates
-        The gates.
-    budget : float
-        Target: share of the MACs at full width, in (0, 1].
-    max_macs_per_second : float
-        Target in absolute terms; give one of the two, or ``weight``.
-    weight : float
-        Fixed weight of the complexity.
-    initial_weight : float
-        First value of the dual variable.
-    dual_lr : float
-        Step size of the dual variable.
-    damping : float
-        Immediate reaction to a missed target.
-    tighten : float
-        Share of the learning time at the end of which target == budget.
-    freeze_epoch : int
-        First epoch with final widths, at least 2; widths are learned in the
-        epochs before.
-
-    Raises
-    ------
-    ValueError
-        If the budget cannot be reached with the smallest widths that the
-        gates allow: says what can be.
-
-    Example
-    -------
-    >>> from speechbrain.nnet.containers import Sequential
-    >>> from speechbrain.nnet.linear import Linear
-    >>> from noisegate.attach import Gates
-    >>> net = Sequential(input_shape=[None, None, 8])
-    >>> net.append(Linear, n_neurons=16, layer_name="hidden")
-    >>> net.append(Linear, n_neurons=1, layer_name="out")
-    >>> gates = Gates(net, input_shape=[1, 100, 8])
-    >>> loss = ComplexityLoss(gates, budget=0.5)
-    >>> loss.step(progress=1.0)
-    >>> loss.freeze()
-    {'hidden': 8}
-    """
-
-    def __init__(
-        self,
-        gates,
-        budget=None,
-        max_macs_per_second=None,
-        weight=None,
-        initial_weight=0.05,
-        dual_lr=0.1,
-        damping=3.0,
-        tighten=0.8,
-        freeze_epoch=2,
-    ):
-        super().__init__()
-        given = (budget, max_macs_per_second, weight)
-        if sum(value is not None for value in given) != 1:
-            raise ValueError(
-                "give exactly one of budget, max_macs_per_second, weight; got "
-                f"{budget}, {max_macs_per_second}, {weight}"
-            )
-        full = gates.cost.macs_per_second()
-        if max_macs_per_second is not None:
-            budget = min(1.0, max_macs_per_second / full)
-        if budget is not None:
-            least = float(gates.cost.ratio(gates.min_widths()))
-            if not least <= budget <= 1:
-                raise ValueError(
-                    f"budget {budget:.4g} ({round(budget * full)} MACs per "
-                    f"second) is out of reach: with these gates and kappa_min "
-                    f"it must be in [{least:.4g}, 1], that is from "
-                    f"{math.ceil(least * full)} to {full} MACs per second"
-                )
-        if not 0 < tighten <= 1:
-            raise ValueError(f"tighten must be in (0, 1], got {tighten}")
-        if freeze_epoch < 2:
-            raise ValueError(f"freeze_epoch must be >= 2, got {freeze_epoch}")
-        self.freeze_epoch = freeze_epoch
-        self._gates = (gates,)  # its parameters are the model's
-        self.budget = budget
-        self.fixed_weight = weight
-        self.dual_lr, self.damping, self.tighten = dual_lr, damping, tighten
-        self.register_buffer("progress", torch.tensor(0.0))
-        self.register_buffer("integral", torch.tensor(math.log(initial_weight)))
-        self.register_buffer("log_weight", self.integral.clone())
-
-    @property
-    def gates(self):
-        """noisegate.attach.Gates : the gates."""
-        return self._gates[0]
-
-    @property
-    def weight(self):
-        """float : the present weight of the complexity."""
-        if self.gates.frozen or self.budget == 1:
-            return 0.0
-        if self.fixed_weight is not None:
-            return float(self.fixed_weight)
-        return math.exp(float(self.log_weight))
-
-    def target(self):
-        """Returns the share of the full MACs aimed at now.
-
-        Returns
-        -------
-        float
-        """
-        return self.budget ** min(1.0, float(self.progress) / self.tighten)
-
-    def forward(self):
-        """Returns the term to add to the task loss.
-
-        Returns
-        -------
-        torch.Tensor
-            Scalar, ``weight x complexity``; its gradient is zero once the
-            widths are frozen.
-        """
-        if not self.gates.gates:
-            return torch.zeros((), device=self.progress.device)
-        return self.weight * self.gates.cost.ratio(self.gates.widths())
-
-    @torch.no_grad()
-    def step(self, progress):
-        """Updates schedule and dual variable, after an optimizer step.
-
-        Arguments
-        ---------
-        progress : float
-            Share of the time in which widths are learned, in [0, 1].
-        """
-        self.progress.fill_(progress)
-        if self.fixed_weight is not None or not self.gates.gates:
-            return
-        ratio = float(self.gates.cost.ratio(self.gates.widths()))
-        violation = max(-1.0, min(1.0, ratio / self.target() - 1))
-        self.integral.add_(self.dual_lr * violation).clamp_(-12.0, 7.0)
-        self.log_weight.copy_(self.integral + self.damping * violation)
-        self.log_weight.clamp_(-12.0, 7.0)
-
-    @torch.no_grad()
-    def freeze(self):
-        """Rounds all widths and fixes them.
-
-        With a budget the real-valued widths are scaled by one common factor
-        to meet it, rounded down, and what is left is given to the gates that
-        lost most by rounding, as long as it fits.
-
-        Returns
-        -------
-        dict of str to int
-            The final widths.
-        """
-        gates = self.gates
-        widths = {name: float(k) for name, k in gates.widths().items()}
-        if self.budget is None or not gates.gates:
-            final = gates.integer_widths()
-        else:
-            final = self._round_to_budget(widths)
-        gates.freeze(final)
-        return final
-
-    def _round_to_budget(self, widths):
-        gates, cost = self.gates.gates, self.gates.cost
-        limit = self.budget * cost.macs() * (1 + 1e-9)
-
-        def scaled(factor):
-            return {
-                name: min(
-                    gates[name].size, max(gates[name].min_width, k * factor)
-                )
-                for name, k in widths.items()
-            }
-
-        low, high = 0.0, max(gate.size for gate in gates.values()) + 1.0
-        for _ in range(60):
-            middle = (low + high) / 2
-            if cost.macs(scaled(middle)) <= limit:
-                low = middle
-            else:
-                high = middle
-        ideal = scaled(low)
-        final = {
-            name: max(gate.min_width, int(ideal[name] + 1e-6) // step * step)
-            for name, gate in gates.items()
-            for step in [gate.granularity]
-        }
-        while True:
-            fits = [
-                (final[name] - ideal[name], name)
-                for name, gate in gates.items()
-                if final[name] + gate.granularity <= gate.size
-                and cost.macs({**final, name: final[name] + gate.granularity})
-                <= limit
-            ]
-            if not fits:
-                return final
-            name = min(fits)[1]
-            final[name] += gates[name].granularity

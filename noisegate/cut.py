@@ -101,7 +101,7 @@ def cut(model, kept):
     return model
 
 
-def copy_of(model):
+def detached_copy(model):
     """Returns a deep copy of a model.
 
     Arguments

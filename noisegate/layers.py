@@ -1,7 +1,7 @@
 """SpeechBrain layers that ask for a gate on their output features.
 
 Each is the plain layer and computes what the plain layer computes; on top it
-carries a gate factory. :class:`noisegate.attach.Gates` finds these layers in
+carries a gate factory. :class:`noisegate.gates.Gates` finds these layers in
 a model and puts the gates where the features are *read*, which is what makes
 the masked model equal to the cut one. Normalization layers need no gated
 twin: a plain BatchNorm or LayerNorm behind a gated layer belongs to its group
@@ -26,7 +26,7 @@ class GatedFbank(sb.lobes.features.Fbank):
         Passed to ``speechbrain.lobes.features.Fbank``.
     gate : callable
         Gate factory (``!name:noisegate.gate.NoiseGate``); None takes the
-        default of :class:`noisegate.attach.Gates`.
+        default of :class:`noisegate.gates.Gates`.
     **kwargs : dict
         Passed to ``speechbrain.lobes.features.Fbank``.
 

@@ -35,7 +35,7 @@ import numpy as np
 import soundfile as sf
 from speechbrain.utils.logger import get_logger
 
-from noisegate.files import write_atomically
+from noisegate.evaluation.files import write_atomically
 
 # Appended, so that the modules of this folder come first.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "VAD"))

@@ -70,7 +70,7 @@ from scipy.signal import (
 from scipy.spatial.distance import cdist
 from speechbrain.utils.logger import get_logger
 
-from noisegate.files import write_atomically
+from noisegate.evaluation.files import write_atomically
 
 # Appended, so that the modules of this folder come first.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "VAD"))
@@ -1297,7 +1297,7 @@ def check_shortcuts(folder, features=trivial_features):
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    from noisegate.metrics import eer, roc_auc
+    from noisegate.evaluation.metrics import eer, roc_auc
 
     data = {}
     for split, name in SPLITS.items():

@@ -24,9 +24,14 @@ import matplotlib
 import torch
 from hyperpyyaml import load_hyperpyyaml
 
-from noisegate.files import fill_blocks, markdown_table, write_atomically
-from noisegate.latency import time_in_turn
-from noisegate.metrics import read_scores, roc_points
+from noisegate.evaluation.files import (
+    fill_blocks,
+    markdown_table,
+    write_atomically,
+)
+from noisegate.evaluation.latency import time_in_turn
+from noisegate.evaluation.metrics import roc_points
+from noisegate.evaluation.scores import read_scores
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402

@@ -29,8 +29,8 @@ from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import get_logger
 
 from noisegate.brain import GatedBrain, tensorboard_logger
-from noisegate.files import without_paths, write_atomically
-from noisegate.metrics import asv_errors
+from noisegate.evaluation.files import without_paths, write_atomically
+from noisegate.evaluation.metrics import asv_errors
 
 logger = get_logger(__name__)
 

@@ -35,7 +35,7 @@ from experiments import (
 from scipy import stats
 from teachers import Teacher
 
-from noisegate.files import fill_blocks, markdown_table
+from noisegate.evaluation.files import fill_blocks, markdown_table
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402

@@ -28,7 +28,7 @@ from speechbrain.utils.logger import get_logger
 from teachers import Teacher, synthesize
 
 from noisegate.brain import GatedBrain, tensorboard_logger
-from noisegate.files import write_atomically
+from noisegate.evaluation.files import write_atomically
 
 logger = get_logger(__name__)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from embedded_corpus import make_corpus
 from report import NAMES, measure_latency, plot_widths
 
-from noisegate.files import markdown_table
+from noisegate.evaluation.files import markdown_table
 
 HERE = Path(__file__).parent
 OUTPUT = HERE / "results" / "demo"

@@ -24,7 +24,7 @@ from scipy.signal import butter, lfilter, sosfilt
 from speechbrain.utils.logger import get_logger
 from vad_data import item_generator
 
-from noisegate.files import write_atomically
+from noisegate.evaluation.files import write_atomically
 
 logger = get_logger(__name__)
 

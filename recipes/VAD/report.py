@@ -24,8 +24,12 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from vad_data import SNR_RANGES
 
-from noisegate.files import fill_blocks, markdown_table, write_atomically
-from noisegate.latency import time_in_turn
+from noisegate.evaluation.files import (
+    fill_blocks,
+    markdown_table,
+    write_atomically,
+)
+from noisegate.evaluation.latency import time_in_turn
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402

@@ -25,7 +25,7 @@ from speechbrain.utils.logger import get_logger
 from vad_data import FeatureCache, ItemLoader, check_manifests, frame_labels
 
 from noisegate.brain import GatedBrain, tensorboard_logger
-from noisegate.files import without_paths, write_atomically
+from noisegate.evaluation.files import without_paths, write_atomically
 
 logger = get_logger(__name__)
 

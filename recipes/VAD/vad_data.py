@@ -23,7 +23,7 @@ from speechbrain.dataio.dataio import load_data_json
 from speechbrain.utils.data_pipeline import provides, takes
 from speechbrain.utils.logger import get_logger
 
-from noisegate.files import write_atomically
+from noisegate.evaluation.files import write_atomically
 
 logger = get_logger(__name__)
 

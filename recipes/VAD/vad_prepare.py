@@ -53,7 +53,7 @@ from vad_data import (
     uniform_snr,
 )
 
-from noisegate.files import write_atomically
+from noisegate.evaluation.files import write_atomically
 
 logger = get_logger(__name__)
 

@@ -14,7 +14,8 @@ import soundfile as sf
 import torch
 from hyperpyyaml import load_hyperpyyaml
 
-from noisegate.metrics import eer, read_scores
+from noisegate.evaluation.metrics import eer
+from noisegate.evaluation.scores import read_scores
 from tests.integration.events import scalars
 
 ROOT = Path(__file__).parents[2]

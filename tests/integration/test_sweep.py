@@ -12,7 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from noisegate.cli import main
-from noisegate.sweep import METHODS, Sweep, derive, summarize
+from noisegate.evaluation.sweep import METHODS, Sweep, derive, summarize
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 GATED = RECIPES / "Synthetic" / "hparams" / "gated.yaml"
@@ -26,7 +26,7 @@ SEEDS = ["--budgets=0.25", "--methods=noise", "--seeds=2"]
 YAMLS = [
     path
     for path in sorted(RECIPES.glob("*/hparams/*.yaml"))
-    if "!new:noisegate.attach.Gates" in path.read_text()
+    if "!new:noisegate.Gates" in path.read_text()
 ]
 
 

@@ -25,12 +25,13 @@ from speechbrain.nnet.linear import Linear
 from speechbrain.nnet.normalization import BatchNorm1d, BatchNorm2d, LayerNorm
 from speechbrain.nnet.RNN import GRU
 
-from noisegate.attach import Gates
-from noisegate.gate import NoiseGate, StochasticGate
+from noisegate.baselines.gates import HardConcreteGate
+from noisegate.gate import NoiseGate
+from noisegate.gates import Gates
 
 BANDS = 80
 SECONDS = 0.2
-GATES = {"noise": NoiseGate, "stochastic": StochasticGate}
+GATES = {"noise": NoiseGate, "stochastic": HardConcreteGate}
 
 
 def crnn(norm=LayerNorm):
@@ -376,7 +377,7 @@ def scramble(gates, seed=0):
     with torch.no_grad():
         for gate in gates.gates.values():
             gate.reorder(torch.rand(gate.size, generator=draw))
-            if isinstance(gate, StochasticGate):
+            if isinstance(gate, HardConcreteGate):
                 gate.location.add_(torch.randn(gate.size, generator=draw))
 
 

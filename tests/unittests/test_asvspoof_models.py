@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from models import AASIST, LFCC, ResNet34, masked_statistics
 from speechbrain.lobes.features import Fbank
 
-from noisegate.models import AASIST, LFCC, ResNet34, masked_statistics
 from tests.unittests.referee import count_macs
 
 

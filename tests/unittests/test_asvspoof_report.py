@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from models import ResNet34
 
-from noisegate.metrics import write_scores
-from noisegate.models import ResNet34
+from noisegate.evaluation.scores import write_scores
 from tests.unittests.referee import count_macs
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "ASVspoof"

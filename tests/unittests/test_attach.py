@@ -17,8 +17,9 @@ from speechbrain.nnet.normalization import LayerNorm
 from speechbrain.nnet.RNN import GRU
 
 from noisegate import layers
-from noisegate.attach import Gates, Tap, spread_ranks
-from noisegate.gate import NoiseGate, StochasticGate
+from noisegate.baselines.gates import HardConcreteGate
+from noisegate.gate import NoiseGate
+from noisegate.gates import Gates, Tap, spread_ranks
 from tests.unittests import models
 
 
@@ -128,14 +129,14 @@ def test_gated_fbank_equals_its_twin():
 YAML = """
 features: !new:noisegate.layers.GatedFbank
     n_mels: 24
-    gate: !name:noisegate.gate.NoiseGate
+    gate: !name:noisegate.NoiseGate
         kappa_min: 0.25
 model: !new:speechbrain.nnet.containers.Sequential
     input_shape: [null, null, 24]
     conv: !name:noisegate.layers.GatedConv1d
         out_channels: 8
         kernel_size: 3
-        gate: !name:noisegate.gate.StochasticGate
+        gate: !name:noisegate.baselines.gates.HardConcreteGate
     norm: !name:speechbrain.nnet.normalization.BatchNorm1d
     act: !new:torch.nn.ReLU
     rnn: !name:noisegate.layers.GatedGRU
@@ -143,7 +144,7 @@ model: !new:speechbrain.nnet.containers.Sequential
         bidirectional: True
     hidden: !name:noisegate.layers.GatedLinear
         n_neurons: 8
-        gate: !name:noisegate.gate.NoiseGate
+        gate: !name:noisegate.NoiseGate
             ramp: 2
     encoder: !new:noisegate.layers.GatedTransformerEncoderLayer
         d_ffn: 12
@@ -151,7 +152,7 @@ model: !new:speechbrain.nnet.containers.Sequential
         d_model: 8
     out: !name:speechbrain.nnet.linear.Linear
         n_neurons: 1
-gates: !new:noisegate.attach.Gates
+gates: !new:noisegate.Gates
     model: !ref <model>
     features: !ref <features>
     granularity: 2
@@ -170,7 +171,7 @@ def test_gated_layers_in_yaml():
         "encoder.pos_ffn",
     ]
     kinds = [type(gate) for gate in gates.gates.values()]
-    assert kinds == [NoiseGate, StochasticGate, *[NoiseGate] * 3]
+    assert kinds == [NoiseGate, HardConcreteGate, *[NoiseGate] * 3]
     assert gates.gates["features"].min_width == 6
     assert gates.gates["hidden"].ramp == 2
     assert {gate.granularity for gate in gates.gates.values()} == {2}

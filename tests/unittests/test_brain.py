@@ -26,9 +26,9 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.train_logger import FileTrainLogger
 
 import noisegate.brain
-from noisegate.attach import Gates
 from noisegate.brain import GatedBrain, tensorboard_logger
-from noisegate.cost import ComplexityLoss
+from noisegate.gates import Gates
+from noisegate.loss import ComplexityLoss
 from tests.integration.events import scalars
 from tests.unittests import models
 
@@ -672,10 +672,10 @@ head: !new:speechbrain.nnet.activations.Softmax
 modules:
     net: !ref <model>
     head: !ref <head>
-gates: !new:noisegate.attach.Gates
+gates: !new:noisegate.Gates
     model: !ref <model>
     input_shape: [1, 10, 8]
-complexity_loss: !new:noisegate.cost.ComplexityLoss
+complexity_loss: !new:noisegate.ComplexityLoss
     gates: !ref <gates>
     budget: 0.5
     freeze_epoch: 2

@@ -6,8 +6,8 @@ import pytest
 import torch
 from speechbrain.nnet.quaternion_networks.q_linear import QLinear
 
-from noisegate.attach import Gates
 from noisegate.cli import describe, load_gates, main
+from noisegate.gates import Gates
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 CRNN = RECIPES / "VAD" / "hparams" / "crnn_gated.yaml"

@@ -15,10 +15,10 @@ from speechbrain.nnet.containers import Sequential
 from speechbrain.nnet.linear import Linear
 from speechbrain.nnet.RNN import GRU
 
-from noisegate.attach import Gates
 from noisegate.compact import compact, final_sizes, save_compact, shrink
-from noisegate.cost import ComplexityLoss
+from noisegate.gates import Gates
 from noisegate.layers import GatedConv1d, GatedFbank
+from noisegate.loss import ComplexityLoss
 from tests.unittests import models
 
 

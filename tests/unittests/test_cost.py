@@ -13,10 +13,10 @@ from speechbrain.nnet.linear import Linear
 from speechbrain.nnet.normalization import BatchNorm1d, LayerNorm
 from speechbrain.nnet.RNN import GRU
 
-from noisegate.attach import Gates
 from noisegate.compact import compact
-from noisegate.cost import ComplexityLoss
 from noisegate.gate import NoiseGate
+from noisegate.gates import Gates
+from noisegate.loss import ComplexityLoss
 from tests.unittests import models
 from tests.unittests.referee import count_macs
 

@@ -2,7 +2,11 @@
 
 import pytest
 
-from noisegate.files import fill_blocks, without_paths, write_atomically
+from noisegate.evaluation.files import (
+    fill_blocks,
+    without_paths,
+    write_atomically,
+)
 
 
 def test_blocks_are_filled_and_must_exist(tmp_path):

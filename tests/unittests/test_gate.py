@@ -6,9 +6,10 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from noisegate.gate import GaussianGate, NoiseGate, StochasticGate
+from noisegate.baselines.gates import HardConcreteGate, STGGate
+from noisegate.gate import NoiseGate
 
-KINDS = [NoiseGate, StochasticGate, GaussianGate]
+KINDS = [NoiseGate, HardConcreteGate, STGGate]
 ends = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
 
@@ -32,7 +33,7 @@ def test_an_open_gate_hands_its_input_on(ramp, training):
 
 def test_an_open_stochastic_gate_hands_its_input_on_in_evaluation():
     """All channels pass in evaluation at the initial width."""
-    gate = StochasticGate(10).eval()
+    gate = HardConcreteGate(10).eval()
     x = torch.randn(2, 3, 10)
     assert passes(gate, x) is x
 
@@ -297,7 +298,7 @@ def test_options_of_one_kind_are_checked():
         NoiseGate(12, ramp=0.5)
     for options in ({"open_init": 1}, {"gamma": 0.1}, {"zeta": 1}):
         with pytest.raises(ValueError):
-            StochasticGate(12, **options)
+            HardConcreteGate(12, **options)
 
 
 def test_reordering_moves_what_is_closed():
@@ -381,7 +382,7 @@ def test_a_frozen_gate_is_not_reordered():
 
 def hard_concrete(log_alpha, n):
     """n draws of a gate with the given parameter."""
-    gate = StochasticGate(n)
+    gate = HardConcreteGate(n)
     with torch.no_grad():
         gate.location.fill_(log_alpha)
     gate.refresh()
@@ -407,7 +408,7 @@ def test_probabilities_of_gaussian_gates(mu):
     """Of 0 and of 1 they are those of a clipped normal distribution."""
     torch.manual_seed(0)
     n = 200_000
-    gate = GaussianGate(n, mu_init=mu)
+    gate = STGGate(n, mu_init=mu)
     gate.refresh()
     z = gate.mask.detach()
     closed = norm.cdf(0, loc=mu, scale=0.5)
@@ -422,7 +423,7 @@ def test_probabilities_of_gaussian_gates(mu):
 
 def test_stochastic_gates_differ_between_passes():
     """New gates are drawn in each training pass."""
-    gate = StochasticGate(50, open_init=0.5)
+    gate = HardConcreteGate(50, open_init=0.5)
     gate.refresh()
     first = gate.mask
     gate.refresh()
@@ -433,7 +434,7 @@ def test_stochastic_gates_differ_between_passes():
 def test_setting_the_width_of_stochastic_gates(width):
     """Keeps the order and gives the expected width asked for."""
     torch.manual_seed(0)
-    gate = StochasticGate(16)
+    gate = HardConcreteGate(16)
     with torch.no_grad():
         gate.location.add_(torch.randn(16))
     before = gate.order()
@@ -444,7 +445,7 @@ def test_setting_the_width_of_stochastic_gates(width):
 
 def test_stochastic_gates_keep_the_likeliest():
     """Freezing closes the channels of lowest log_alpha."""
-    gate = StochasticGate(5)
+    gate = HardConcreteGate(5)
     with torch.no_grad():
         gate.location.copy_(torch.tensor([0.5, -1.0, 2.0, 0.1, 1.0]))
     gate.freeze(3)

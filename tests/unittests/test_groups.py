@@ -11,8 +11,8 @@ from speechbrain.nnet.linear import Linear
 from speechbrain.nnet.normalization import LayerNorm
 from speechbrain.nnet.RNN import GRU, LSTM, RNN
 
-from noisegate.attach import Gates
 from noisegate.compact import compact
+from noisegate.gates import Gates
 from noisegate.groups import find_groups
 from noisegate.layers import GatedConv1d, GatedFbank, GatedLinear
 from tests.unittests import models

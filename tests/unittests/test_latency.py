@@ -9,10 +9,10 @@ import torch
 from speechbrain.nnet.containers import Sequential
 from speechbrain.nnet.linear import Linear
 
-from noisegate import latency
+from noisegate.evaluation import latency
 from noisegate.cli import main
 from noisegate.compact import save_compact
-from noisegate.sweep import SweepFolder, summarize
+from noisegate.evaluation.sweep import SweepFolder, summarize
 
 SHAPE = {"segment_s": 0.5, "input_shape": {"model": [1, 50, 8]}}
 WIDTHS = {"dense_1_1": 32, "dense_1_2": 32, "noise_0.5_2": 16, "noise_0.5_3": 4}

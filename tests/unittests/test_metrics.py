@@ -9,8 +9,7 @@ from scipy.interpolate import interp1d
 from scipy.optimize import brentq
 from sklearn import metrics as sk
 
-from noisegate.metrics import (
-    FrameScores,
+from noisegate.evaluation.metrics import (
     act_dcf,
     eer,
     f1_threshold,
@@ -19,6 +18,7 @@ from noisegate.metrics import (
     roc_auc,
     roc_points,
 )
+from noisegate.evaluation.scores import FrameScores
 
 CURVE_METRICS = [roc_points, eer, roc_auc, min_dcf, f1_threshold]
 

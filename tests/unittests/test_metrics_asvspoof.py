@@ -12,22 +12,24 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix, log_loss
 
-from noisegate.metrics import (
+from noisegate.evaluation.bootstrap import confidence_intervals
+from noisegate.evaluation.metrics import (
     ASV_2019_LA_EVAL,
     AsvErrors,
-    FrameScores,
-    Trials,
-    UtteranceScores,
     act_dcf,
     affine_calibration,
     asv_errors,
     bayes_threshold,
     calibration_loss,
     cllr,
-    confidence_intervals,
     eer,
     min_dcf,
     min_tdcf,
+)
+from noisegate.evaluation.scores import (
+    FrameScores,
+    Trials,
+    UtteranceScores,
     read_scores,
     read_trials,
     write_scores,

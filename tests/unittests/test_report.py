@@ -14,11 +14,12 @@ import pytest
 from matplotlib.image import imread
 
 from noisegate.cli import main
-from noisegate.metrics import Trials, eer, read_trials, write_trials
-from noisegate.report import write_report
-from noisegate.sections import Data
-from noisegate.sweep import SweepFolder
-from noisegate.tradeoff import bootstrap
+from noisegate.evaluation.bootstrap import bootstrap
+from noisegate.evaluation.metrics import eer
+from noisegate.evaluation.report import write_report
+from noisegate.evaluation.scores import Trials, read_trials, write_trials
+from noisegate.evaluation.sections import Data
+from noisegate.evaluation.sweep import SweepFolder
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

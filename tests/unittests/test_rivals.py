@@ -9,16 +9,16 @@ import torch
 from speechbrain.nnet.containers import Sequential
 from speechbrain.nnet.linear import Linear
 
-from noisegate.attach import Gates
-from noisegate.compact import compact
-from noisegate.cost import count_macs
-from noisegate.gate import HardGate, NoiseGate
-from noisegate.rivals import (
-    FixedWidths,
+from noisegate.baselines.gates import FixedWidths, HardGate
+from noisegate.baselines.pruning import (
     MagnitudePruning,
     TorchPruning,
     _PrunedCopy,
 )
+from noisegate.compact import compact
+from noisegate.cost import count_macs
+from noisegate.gate import NoiseGate
+from noisegate.gates import Gates
 from tests.unittests import models
 
 

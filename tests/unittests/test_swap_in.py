@@ -7,8 +7,8 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.inference.interfaces import Pretrained
 
-from noisegate.attach import Gates
 from noisegate.compact import compact, constructor, final_sizes, save_compact
+from noisegate.gates import Gates
 from tests.unittests import models
 from tests.unittests.referee import count_macs
 

@@ -8,16 +8,10 @@ import pytest
 from scipy.stats import t as student
 
 from benchmarks import coverage
-from noisegate.metrics import Trials, eer
-from noisegate.tradeoff import (
-    Bootstrap,
-    area,
-    bootstrap,
-    hypervolume,
-    monotonicity,
-    pareto,
-    weighted_eer,
-)
+from noisegate.evaluation.bootstrap import Bootstrap, bootstrap, weighted_eer
+from noisegate.evaluation.curves import area, hypervolume, monotonicity, pareto
+from noisegate.evaluation.metrics import eer
+from noisegate.evaluation.scores import Trials
 
 # Figure 9 of the paper: GFLOPs and EER in percent of the 20 gated ResNets.
 FIGURE_9 = np.array([

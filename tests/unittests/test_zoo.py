@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from benchmarks.zoo_models import ZOO, build
-from noisegate.attach import Gates
 from noisegate.compact import compact, final_sizes, shrink
 from noisegate.cost import count_macs
+from noisegate.gates import Gates
 from noisegate.probe import tensors
 from tests.unittests import models
 

@@ -23,10 +23,10 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from tqdm import tqdm
 
-from noisegate.files import markdown_table, write_atomically
+from noisegate.evaluation.files import markdown_table, write_atomically
+from noisegate.evaluation.sweep import SweepFolder
 from noisegate.probe import tensors
-from noisegate.sweep import SweepFolder
-from noisegate.verify import MAX_NOISE, relative_difference
+from noisegate.trial import MAX_NOISE, relative_difference
 
 TOLERANCE = 1e-4  # other kernels, relative to the greatest output
 _WARM_UP = 2  # rounds that are not counted
@@ -224,7 +224,7 @@ def measure_latency(sweep, rounds=15):
 
     Arguments
     ---------
-    sweep : noisegate.sweep.SweepFolder
+    sweep : noisegate.evaluation.sweep.SweepFolder
         The sweep. All its models are held in memory.
     rounds : int
         Times that each model is run, of which the median counts.

@@ -1,6 +1,6 @@
-"""What the gates are compared with: fixed widths and pruning.
+"""Pruning that noise gates are compared with: by magnitude, torch-pruning.
 
-All take the place of :class:`noisegate.cost.ComplexityLoss` in a recipe's
+Both take the place of :class:`noisegate.loss.ComplexityLoss` in a recipe's
 YAML, so that everything else of a run is the same: data, steps, optimizer,
 choice of the best epoch, cutting and test.
 
@@ -9,96 +9,21 @@ Authors
 """
 
 import functools
-import json
 import warnings
 
 import torch
 from speechbrain.utils.logger import get_logger
 
+from noisegate.baselines.gates import HardGate
 from noisegate.compact import compact
-from noisegate.cost import ComplexityLoss
 from noisegate.cut import cut, kept_features
-from noisegate.gate import HardGate
-from noisegate.leaves import CELLS, FEATURES, RECURRENT, kind, n_made, n_read
+from noisegate.leaves import FEATURES, RECURRENT, kind
+from noisegate.loss import ComplexityLoss
 
 logger = get_logger(__name__)
 
+
 _STEPS = 400  # of torch-pruning's own examples, from all channels to none
-
-
-class FixedWidths(ComplexityLoss):
-    """A narrow model from the first step on, nothing learned about widths.
-
-    With closed channels the model computes, and learns, what a model that is
-    built with these sizes would. Initial weights that depend on the number of
-    inputs of a layer are scaled to the smaller number.
-
-    Arguments
-    ---------
-    gates : noisegate.attach.Gates
-        The gates, of any kind.
-    budget : float
-        Share of the MACs at full width, in (0, 1].
-    widths : str or dict
-        "uniform": all widths reduced by one factor, to the budget. A dict
-        from group to width, or the path of a ``result.json`` with such a dict
-        as "widths": of another run, whose widths are trained from scratch.
-    freeze_epoch : int
-        As in ComplexityLoss; has no effect.
-
-    Raises
-    ------
-    ValueError
-        If the given widths miss a group, do not fit it or exceed the budget.
-
-    Example
-    -------
-    >>> from noisegate.attach import Gates
-    >>> net = torch.nn.Sequential(
-    ...     torch.nn.Linear(8, 16), torch.nn.Linear(16, 1)
-    ... )
-    >>> gates = Gates(net, input_shape=[1, 100, 8])
-    >>> loss = FixedWidths(gates, budget=0.5)
-    >>> gates.integer_widths(), gates.frozen
-    ({'0': 8}, True)
-    """
-
-    def __init__(self, gates, budget, widths="uniform", freeze_epoch=2):
-        super().__init__(gates, budget=budget, freeze_epoch=freeze_epoch)
-        if widths == "uniform":
-            full = {name: g.size for name, g in gates.gates.items()}
-            widths = self._round_to_budget(full)
-        elif isinstance(widths, str):
-            with open(widths, encoding="utf-8") as fin:
-                widths = json.load(fin)["widths"]
-        missing = sorted(set(gates.gates) - set(widths))
-        if missing:
-            raise ValueError(f"widths: none is given for {missing}")
-        widths = {name: int(widths[name]) for name in gates.gates}
-        ratio = gates.cost.ratio(widths)
-        if ratio > 1.01 * budget:
-            raise ValueError(
-                f"widths: they cost {ratio:.4g} of the MACs, which is more "
-                f"than the budget of {budget:.4g}"
-            )
-        gates.freeze(widths)
-        self._rescale()
-
-    @torch.no_grad()
-    def _rescale(self):
-        """Initial weights as in layers that are as small as the open part."""
-        gates = self.gates
-        keep = {n: gate.open_channels() for n, gate in gates.gates.items()}
-        for (path, role), kept in kept_features(gates.groups, keep).items():
-            if role not in ("in", "hidden"):
-                continue
-            layer = gates.model.get_submodule(path)
-            # RNNs are initialised by their number of units
-            if (role == "hidden") != isinstance(layer, RECURRENT + CELLS):
-                continue
-            total = n_made(layer) if role == "hidden" else n_read(layer)
-            for parameter in layer.parameters(recurse=False):
-                parameter.mul_((total / len(kept)) ** 0.5)
 
 
 class MagnitudePruning(ComplexityLoss):
@@ -114,8 +39,8 @@ class MagnitudePruning(ComplexityLoss):
 
     Arguments
     ---------
-    gates : noisegate.attach.Gates
-        The gates, all of them :class:`noisegate.gate.HardGate`.
+    gates : noisegate.gates.Gates
+        The gates, all of them :class:`noisegate.baselines.gates.HardGate`.
     budget : float
         Share of the MACs at full width, in (0, 1].
     tighten : float
@@ -133,7 +58,7 @@ class MagnitudePruning(ComplexityLoss):
 
     Example
     -------
-    >>> from noisegate.attach import Gates
+    >>> from noisegate.gates import Gates
     >>> net = torch.nn.Sequential(
     ...     torch.nn.Linear(8, 16), torch.nn.Linear(16, 1)
     ... )
@@ -245,8 +170,8 @@ class TorchPruning(MagnitudePruning):
 
     Arguments
     ---------
-    gates : noisegate.attach.Gates
-        The gates, all of them :class:`noisegate.gate.HardGate`.
+    gates : noisegate.gates.Gates
+        The gates, all of them :class:`noisegate.baselines.gates.HardGate`.
     budget : float
         Share of the MACs at full width, in (0, 1].
     tighten : float
@@ -267,7 +192,7 @@ class TorchPruning(MagnitudePruning):
 
     Example
     -------
-    >>> from noisegate.attach import Gates
+    >>> from noisegate.gates import Gates
     >>> net = torch.nn.Sequential(
     ...     torch.nn.Linear(8, 16), torch.nn.Linear(16, 1)
     ... )

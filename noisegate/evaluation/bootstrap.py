@@ -1,9 +1,4 @@
-"""Trade-off of cost and error over a sweep of models, and how sure it is.
-
-A point is a trained model, or the mean over the seeds of a cell of a sweep,
-with a cost (any unit, e.g. the share of the dense MACs: 1, 0.5, 0.25, ...)
-and an error (e.g. EER in percent). Less is better in both. First what
-describes a curve, then the bootstrap over training seeds and test conditions.
+"""How sure a figure is: bootstrap over speakers, trials and training seeds.
 
 Authors
  * The noisegate developers, 2026
@@ -13,187 +8,103 @@ import copy
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.integrate import trapezoid
-from scipy.stats import (
-    spearmanr,
-    t as student,
-)
+from scipy.stats import t as student
+
+from noisegate.evaluation.metrics import _checked
 
 
-def pareto(costs, errors):
-    """The points that no other point beats.
+def confidence_intervals(
+    metrics, scores, labels, speakers, level=95.0, n_bootstraps=1000
+):
+    """Bootstrap intervals of metrics, over speakers and trials.
 
-    A point is beaten if another one is no worse in both and better in one.
-    Of points with equal cost, those with the least error can remain; points
-    that are equal in both remain together.
-
-    Arguments
-    ---------
-    costs : array (points,)
-        Positive.
-    errors : array (points,)
-        Finite.
-
-    Returns
-    -------
-    front : array (front,)
-        Indices of the points, by increasing cost, then by index.
-
-    Example
-    -------
-    >>> pareto([1.0, 0.5, 0.25, 0.25], [3.0, 2.0, 4.0, 5.0]).tolist()
-    [2, 1]
-    """
-    costs, errors = _points(costs, errors)
-    worse = costs[:, None] >= costs
-    worse &= errors[:, None] >= errors
-    worse &= (costs[:, None] > costs) | (errors[:, None] > errors)
-    front = np.flatnonzero(~worse.any(axis=1))
-    return front[np.argsort(costs[front], kind="stable")]
-
-
-def hypervolume(costs, errors, reference, lowest):
-    """Share of the plane of log2 cost and error that the points dominate.
-
-        HV = 1 - (mean of f(c) over log2 c from `lowest` to the reference) / e
-        f(c) = min(e, least error of the points with cost <= c)
-
-    for a reference point (cost, e). 1: error 0 at the lowest cost already; 0:
-    no point is better than the reference. Points beyond the reference, in
-    cost or in error, count nothing; points below `lowest` count as there.
-    The cost is on a logarithm because budgets are halved from one to the
-    next: each halving weighs alike, where on the cost itself the step from 1
-    to 1/2 would be half of all. Compare values of the same reference and
-    lowest cost only, and of equally many points: each point can only add, so
-    that noise in many of them looks like quality. Zitzler and Thiele,
-    "Multiobjective evolutionary algorithms: a comparative case study and the
-    strength Pareto approach", IEEE Trans. Evolutionary Computation 3, 1999.
+    Speakers are drawn with replacement, then trials of each speaker drawn:
+    trials of one speaker depend on each other, and an interval over trials
+    alone is too narrow. An interval is between percentiles of the metric on
+    the drawn sets, which are the same for all metrics and in each call. Sets
+    without one of the classes are drawn anew. Needs the package
+    `confidence-intervals` (Ferrer and Riera).
 
     Arguments
     ---------
-    costs : array (points,)
-        Positive.
-    errors : array (points,)
-        0 or more.
-    reference : tuple of float
-        Cost and error, e.g. 1 and the error of a chance system.
-    lowest : float
-        Lowest cost of the range, below that of the reference.
+    metrics : dict of str to callable
+        Each takes scores and labels and returns a float, e.g. `eer`.
+    scores : torch.Tensor (trials,)
+        Finite scores, higher = target.
+    labels : torch.Tensor (trials,)
+        1 for target, 0 for non-target.
+    speakers : list of str
+        The speaker of each trial.
+    level : float
+        Percent of the drawn values inside, between 0 and 100.
+    n_bootstraps : int
+        Number of sets drawn, at least 2.
 
     Returns
     -------
-    volume : float
-        0 to 1.
+    intervals : dict of str to tuple of float
+        Lower and upper end by metric.
+
+    Raises
+    ------
+    ValueError
+        If half of the drawn sets hold one class only: too few speakers or
+        trials have both.
 
     Example
     -------
-    >>> hypervolume([1.0, 0.5], [2.0, 4.0], reference=(1.0, 8.0), lowest=0.25)
-    0.25
+    >>> from noisegate.evaluation.metrics import eer
+    >>> rng = np.random.default_rng(0)
+    >>> labels = rng.integers(2, size=200)
+    >>> scores = rng.normal(size=200) + 2 * labels
+    >>> speakers = [f"s{i % 20}" for i in range(200)]
+    >>> intervals = confidence_intervals(
+    ...     {"EER": eer}, scores, labels, speakers, n_bootstraps=100
+    ... )
+    >>> low, high = intervals["EER"]
+    >>> low < eer(scores, labels) < high
+    True
     """
-    costs, errors = _points(costs, errors)
-    cost, error = reference
-    if not 0 < lowest < cost:
+    from confidence_intervals import get_bootstrap_indices, get_conf_int
+
+    if not 0 < level < 100:
+        raise ValueError(f"level must be in (0, 100) percent, got {level}")
+    if n_bootstraps < 2:
+        raise ValueError(f"n_bootstraps must be 2 or more, got {n_bootstraps}")
+    scores, labels = _checked(scores, labels)
+    if len(speakers) != len(scores):
         raise ValueError(
-            "lowest must be above 0 and below the cost of the reference "
-            f"({cost}), got {lowest}"
+            f"speakers must be one per score ({len(scores)}), got "
+            f"{len(speakers)}"
         )
-    if not error > 0:
-        raise ValueError(f"reference must have a positive error, got {error}")
-    if errors.min() < 0:
-        raise ValueError(f"errors must be 0 or more, got {errors.min()}")
-    inside = (costs <= cost) & (errors <= error)
-    order = np.argsort(costs[inside])
-    x = np.log2(np.maximum(costs[inside][order], lowest))
-    best = np.minimum.accumulate(errors[inside][order])
-    span = np.log2(cost) - np.log2(lowest)
-    widths = np.diff(x, append=np.log2(cost))
-    return float(widths @ (error - best) / (span * error))
-
-
-def area(costs, errors, limits):
-    """Mean error over log2 of the cost, by the trapezoid rule.
-
-    The errors are joined by straight lines over log2(cost); see `hypervolume`
-    for why. In the unit of the errors, less is better; unlike `hypervolume`
-    it counts a model that costs more and errs more.
-
-    Arguments
-    ---------
-    costs : array (points,)
-        Positive, each once.
-    errors : array (points,)
-        One (mean) error per cost.
-    limits : tuple of float
-        Lowest and highest cost. For a comparison those that all methods
-        have: the greatest of their lowest and the least of their highest.
-
-    Returns
-    -------
-    error : float
-
-    Example
-    -------
-    >>> area([1.0, 0.5, 0.25], [2.0, 4.0, 8.0], limits=(0.25, 1.0))
-    4.5
-    """
-    costs, errors = _points(costs, errors)
-    if len(np.unique(costs)) < len(costs):
-        raise ValueError(f"costs must occur once each, got {costs.tolist()}")
-    low, high = limits
-    if not costs.min() <= low < high <= costs.max():
-        raise ValueError(
-            f"limits must increase within the costs ({costs.min()} to "
-            f"{costs.max()}), got {limits}"
-        )
-    order = np.argsort(costs)
-    at, errors = np.log2(costs[order]), errors[order]
-    ends = np.log2([low, high])
-    x = np.concatenate(
-        [ends[:1], at[(at > ends[0]) & (at < ends[1])], ends[1:]]
-    )
-    return float(trapezoid(np.interp(x, at, errors), x) / (ends[1] - ends[0]))
-
-
-def monotonicity(costs, errors):
-    """Whether more compute gives less error.
-
-    Arguments
-    ---------
-    costs : array (models,)
-        Positive. Models of one budget have the same cost: give the nominal
-        one where learned costs differ a little.
-    errors : array (models,)
-        Finite.
-
-    Returns
-    -------
-    rho : float
-        Spearman's rank correlation of cost and error over the models, ties
-        at their mean rank. -1: each step up in cost lowers the error; 0: the
-        cost says nothing; nan if all errors are equal.
-    inversions : int
-        Number of adjacent budgets of which the more costly has the greater
-        mean error.
-
-    Example
-    -------
-    >>> rho, inversions = monotonicity([1.0, 0.5, 0.25], [2.0, 5.0, 4.0])
-    >>> round(rho, 3), inversions
-    (-0.5, 1)
-    """
-    costs, errors = _points(costs, errors)
-    budgets, of = np.unique(costs, return_inverse=True)
-    if len(budgets) < 2:
-        raise ValueError(f"costs must differ, got {budgets[0]} only")
-    means = np.bincount(of, errors) / np.bincount(of)
-    rho = np.nan
-    if len(np.unique(errors)) > 1:
-        rho = spearmanr(costs, errors).statistic
-    return float(rho), int(np.sum(np.diff(means) > 0))
+    _, conditions = np.unique(np.asarray(speakers), return_inverse=True)
+    values = {name: [] for name in metrics}
+    n_drawn, n_tries = 0, 0
+    # A generator: with a number, speakers would share their draws of trials
+    generator = np.random.RandomState(0)
+    while n_drawn < n_bootstraps:
+        if n_tries >= 2 * n_bootstraps:
+            raise ValueError(
+                "speakers: half of the drawn sets hold one class only, because "
+                f"of {conditions.max() + 1} speakers too few have both"
+            )
+        n_tries += 1
+        drawn = get_bootstrap_indices(len(scores), conditions, generator)
+        y = labels[drawn]
+        if bool(y.all()) or not bool(y.any()):
+            continue
+        n_drawn += 1
+        for name, metric in metrics.items():
+            values[name].append(metric(scores[drawn], y))
+    intervals = {}
+    for name, found in values.items():
+        low, high = get_conf_int(found, alpha=100.0 - level)
+        intervals[name] = (float(low), float(high))
+    return intervals
 
 
 def weighted_eer(scores, labels, weights):
-    """`noisegate.metrics.eer` of trials that occur several times.
+    """`noisegate.evaluation.metrics.eer` of trials that occur several times.
 
     The same value, to the last bit, as with each trial repeated; many sets
     of weights cost one sort.
@@ -299,7 +210,7 @@ def bootstrap(statistic, runs, n=1000, seed=0, level=0.95):
         known: keep them in the function.
     runs : dict
         By system (any key, e.g. method and budget) a dict of seed to
-        `noisegate.metrics.Trials`, all of the same test set, with 2
+        `noisegate.evaluation.scores.Trials`, all of the same test set, with 2
         conditions at least. A system of one seed has no spread over seeds:
         the interval is of this very model.
     n : int
@@ -322,7 +233,7 @@ def bootstrap(statistic, runs, n=1000, seed=0, level=0.95):
 
     Example
     -------
-    >>> from noisegate.metrics import Trials
+    >>> from noisegate.evaluation.scores import Trials
     >>> rng = np.random.default_rng(0)
     >>> labels, speakers = np.arange(400) % 2, np.arange(400) // 20
     >>> noise = rng.normal(size=(3, 400))
@@ -521,23 +432,6 @@ def _crossing(hits, alarms, targets, others):
     (p_fa, gap), (next_fa, next_gap) = rates(low), rates(high)
     step = -gap / (next_gap - gap)
     return 100.0 * (p_fa + step * (next_fa - p_fa))
-
-
-def _points(costs, errors):
-    """Costs and errors as arrays of floats, or ValueError."""
-    costs, errors = np.asarray(costs, float), np.asarray(errors, float)
-    if costs.ndim != 1 or costs.shape != errors.shape or not len(costs):
-        raise ValueError(
-            "costs and errors must be one-dimensional, equally long and not "
-            f"empty, got shapes {costs.shape} and {errors.shape}"
-        )
-    if not (np.isfinite(costs).all() and (costs > 0).all()):
-        raise ValueError(
-            f"costs must be positive and finite, got {costs.tolist()}"
-        )
-    if not np.isfinite(errors).all():
-        raise ValueError(f"errors must be finite, got {errors.tolist()}")
-    return costs, errors
 
 
 def _trials(scores, labels, where=""):

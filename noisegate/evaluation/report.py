@@ -14,14 +14,14 @@ import os
 
 from matplotlib.figure import Figure
 
-from noisegate.files import (
+from noisegate.evaluation.files import (
     fill_blocks,
     markdown_table,
     without_paths,
     write_atomically,
 )
-from noisegate.sections import SECTIONS, Data
-from noisegate.sweep import SweepFolder, write_summary
+from noisegate.evaluation.sections import SECTIONS, Data
+from noisegate.evaluation.sweep import SweepFolder, write_summary
 
 _STYLE = """body { font: 16px/1.5 sans-serif; margin: 2em auto; color: #222;
 padding: 0 1em; max-width: 1100px } div.table { overflow-x: auto }
@@ -126,7 +126,8 @@ def write_report(folder, metric=None, published=None, readme=None):
     folder : str
         The folder of the sweep.
     metric : str
-        See :func:`noisegate.sweep.summarize`; less is taken as better.
+        See :func:`noisegate.evaluation.sweep.summarize`; less is taken as
+        better.
     published : str
         Path of a CSV with figures of other work to show beside: columns
         "model", "eer_percent" and one whose name ends in "flops"; its first

@@ -39,7 +39,7 @@ from noisegate.leaves import (
     normalized,
     scale_and_shift,
 )
-from noisegate.verify import fix_inexact
+from noisegate.trial import lock_inexact
 
 logger = get_logger(__name__)
 
@@ -586,7 +586,7 @@ class Gates:
         self.groups = find_groups(model, features, inputs)
         self.unknown = unknown_layers(model, self.groups)
         if layers is None or layers:
-            fix_inexact(model, self.groups, inputs, attach)
+            lock_inexact(model, self.groups, inputs, attach)
         self.cost = CostModel(model, self.groups, example, segment_s, features)
         if layers is None or layers:
             self.cost.fit_products(model, self.groups, whole)

@@ -1,7 +1,7 @@
 """The sections of the report of a sweep.
 
 Each is a generator of blocks, ``(kind, ...)``, which
-:mod:`noisegate.report` writes as HTML and as Markdown.
+:mod:`noisegate.evaluation.report` writes as HTML and as Markdown.
 
 Authors
  * The noisegate developers, 2026
@@ -21,17 +21,13 @@ from scipy.stats import (
     t as student,
 )
 
-from noisegate.files import without_paths
-from noisegate.latency import latency_note
-from noisegate.metrics import read_trials, roc_points
-from noisegate.sweep import METHODS, find_metric, summarize
-from noisegate.tradeoff import (
-    Bootstrap,
-    area,
-    hypervolume,
-    monotonicity,
-    pareto,
-)
+from noisegate.evaluation.bootstrap import Bootstrap
+from noisegate.evaluation.curves import area, hypervolume, monotonicity, pareto
+from noisegate.evaluation.files import without_paths
+from noisegate.evaluation.latency import latency_note
+from noisegate.evaluation.metrics import roc_points
+from noisegate.evaluation.scores import read_trials
+from noisegate.evaluation.sweep import METHODS, find_metric, summarize
 
 _COLOURS = ("#555", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#882255")
 _COLOURS = dict(zip(METHODS, (*_COLOURS, "#e69f00", "#56b4e9"), strict=True))
@@ -43,13 +39,13 @@ class Data:
 
     Arguments
     ---------
-    sweep : noisegate.sweep.SweepFolder
+    sweep : noisegate.evaluation.sweep.SweepFolder
         The sweep.
     metric : str
-        See :func:`noisegate.sweep.summarize`.
+        See :func:`noisegate.evaluation.sweep.summarize`.
     published : str
         Path of a CSV with published figures, or None; see
-        :func:`noisegate.report.write_report`.
+        :func:`noisegate.evaluation.report.write_report`.
     """
 
     def __init__(self, sweep, metric=None, published=None):
@@ -482,7 +478,7 @@ def _quality(data):
         how = (
             "The interval is Student's, from a bootstrap over seeds and the "
             f"{len(data.draws.conditions)} speakers of the test set, drawn "
-            "alike for both (noisegate.tradeoff.bootstrap): about training "
+            "alike for both (noisegate.evaluation.bootstrap): about training "
             "again and testing with other speakers"
         )
     yield (

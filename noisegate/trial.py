@@ -14,7 +14,7 @@ import math
 
 import torch
 
-from noisegate.cut import copy_of, cut, kept_features
+from noisegate.cut import cut, detached_copy, kept_features
 from noisegate.gate import NoiseGate
 from noisegate.leaves import FEATURES
 from noisegate.probe import tensors
@@ -69,7 +69,7 @@ def relative_difference(expected, made):
     return float(torch.stack([x.float() for x in differences]).max())
 
 
-def fix_inexact(model, groups, inputs, attach):
+def lock_inexact(model, groups, inputs, attach):
     """Fixes the groups whose cut model does not equal the masked one.
 
     All groups are cut at once to random and to their smallest widths; if that
@@ -84,7 +84,7 @@ def fix_inexact(model, groups, inputs, attach):
     inputs : list of torch.Tensor
         Arguments of the model.
     attach : callable
-        Masks a group: :func:`noisegate.attach.attach`.
+        Masks a group: :func:`noisegate.gates.attach`.
 
     Raises
     ------
@@ -130,7 +130,7 @@ class _Trial:
         self.device = next(model.parameters()).device
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            self.model = copy_of(model).eval()
+            self.model = detached_copy(model).eval()
             self._randomise()
             outputs = [self._run(self.model, inputs, seed) for seed in (0, 1)]
         # A model may draw random numbers in evaluation too
@@ -183,7 +183,7 @@ class _Trial:
         return None
 
     def _cut_and_compare(self, groups, smallest):
-        masked = copy_of(self.model)
+        masked = detached_copy(self.model)
         keep = {}
         for group in groups:
             step = group.granularity
@@ -197,7 +197,7 @@ class _Trial:
             gate.to(self.device).refresh()
             self.attach(masked, group, gate)
             keep[group.name] = gate.open_channels()
-        small = cut(copy_of(self.model), kept_features(groups, keep))
+        small = cut(detached_copy(self.model), kept_features(groups, keep))
         inputs = list(self.inputs)
         if FEATURES in keep:
             inputs[0] = inputs[0].index_select(-1, keep[FEATURES])

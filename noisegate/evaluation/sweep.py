@@ -30,32 +30,32 @@ from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.tag import Tag
 from tqdm import tqdm
 
-from noisegate.files import markdown_table, write_atomically
+from noisegate.evaluation.files import markdown_table, write_atomically
 
 # Gate, complexity loss (None: as in the recipe) and further keys of the latter
 METHODS = {
     "dense": (None, None, {}),
     "noise": (None, None, {}),
-    "stochastic": ("noisegate.gate.StochasticGate", None, {}),
-    "stg": ("noisegate.gate.GaussianGate", None, {}),
+    "stochastic": ("noisegate.baselines.gates.HardConcreteGate", None, {}),
+    "stg": ("noisegate.baselines.gates.STGGate", None, {}),
     "pruned": (
-        "noisegate.gate.HardGate",
-        "noisegate.rivals.MagnitudePruning",
+        "noisegate.baselines.gates.HardGate",
+        "noisegate.baselines.pruning.MagnitudePruning",
         {},
     ),
     "torch_pruning": (
-        "noisegate.gate.HardGate",
-        "noisegate.rivals.TorchPruning",
+        "noisegate.baselines.gates.HardGate",
+        "noisegate.baselines.pruning.TorchPruning",
         {},
     ),
     "narrow": (
-        "noisegate.gate.HardGate",
-        "noisegate.rivals.FixedWidths",
+        "noisegate.baselines.gates.HardGate",
+        "noisegate.baselines.gates.FixedWidths",
         {"widths": "uniform"},
     ),
     "retrained": (
-        "noisegate.gate.HardGate",
-        "noisegate.rivals.FixedWidths",
+        "noisegate.baselines.gates.HardGate",
+        "noisegate.baselines.gates.FixedWidths",
         {"widths": "uniform"},  # overridden with the result of a noise gate
     ),
 }
@@ -117,15 +117,15 @@ def derive(text, method):
     ... seed: 1
     ... output_folder: results
     ... budget: 0.25
-    ... gates: !new:noisegate.attach.Gates
+    ... gates: !new:noisegate.gates.Gates
     ...     gate: !name:noisegate.gate.NoiseGate
     ...         kappa_min: 0.1
     ...         ramp: 4.0
-    ... complexity_loss: !new:noisegate.cost.ComplexityLoss
+    ... complexity_loss: !new:noisegate.loss.ComplexityLoss
     ...     budget: !ref <budget>
     ... '''
     >>> print(derive(text, "stochastic").split("gate: ")[1].split("comp")[0])
-    !name:noisegate.gate.StochasticGate
+    !name:noisegate.baselines.gates.HardConcreteGate
         kappa_min: 0.1
     <BLANKLINE>
     """

@@ -1,0 +1,1 @@
+"""Metrics, sweeps and reports about trained models."""

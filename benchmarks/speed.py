@@ -52,17 +52,17 @@ def train_step(hparams, x, y):
     of_gates = {id(p) for p in gates.parameters()}
     weights = [p for p in model.parameters() if id(p) not in of_gates]
     optimizers = [hparams["opt_class"](weights)]
-    if gates.gates:
+    if gates:
         optimizers.append(hparams["gate_opt_class"](gates.parameters()))
 
     def step(kappa=1.0):
-        for gate in gates.gates.values():
+        for gate in gates.values():
             if gate.frozen is None:
                 gate.set_width(max(gate.min_width, kappa * gate.size))
         loss = torch.nn.functional.binary_cross_entropy_with_logits(
             model(x).squeeze(-1), y
         )
-        if gates.gates:
+        if gates:
             loss = loss + hparams["complexity_loss"]().to(loss.device)
         loss.backward()
         for optimizer in optimizers:

@@ -135,7 +135,7 @@ def scrambled(gates, seed):
     """Gives the channels of all gates a random order, and their widths."""
     draw = torch.Generator().manual_seed(seed)
     widths = {}
-    for name, gate in gates.gates.items():
+    for name, gate in gates.items():
         gate.reorder(torch.rand(gate.size, generator=draw))
         low, high = gate.min_width, gate.size
         steps = torch.randint(
@@ -155,7 +155,7 @@ def half_widths(gates):
             gate.min_width,
             gate.size // 2 // gate.granularity * gate.granularity,
         )
-        for name, gate in gates.gates.items()
+        for name, gate in gates.items()
     }
 
 
@@ -251,7 +251,7 @@ def training(gates, inputs):
     """One training step in the middle of the gates' ranges."""
     gates = copy.deepcopy(gates)
     model = gates.model.train()
-    for gate in gates.gates.values():
+    for gate in gates.values():
         gate.set_width(max(gate.min_width, gate.size - 1.5))
     before = {name: float(k) for name, k in gates.widths().items()}
     optimizer = torch.optim.Adam(gates.parameters(), 1e-3)
@@ -259,13 +259,13 @@ def training(gates, inputs):
     task_loss(model, larger(inputs, 2)).backward()
     of_task = [
         name
-        for name, gate in gates.gates.items()
+        for name, gate in gates.items()
         if gate.kappa.grad is not None and bool(gate.kappa.grad != 0)
     ]
     ComplexityLoss(gates, weight=1.0)().backward()
     finite = all(
         gate.kappa.grad is not None and bool(gate.kappa.grad.isfinite())
-        for gate in gates.gates.values()
+        for gate in gates.values()
     )
     optimizer.step()
     gates.clamp()
@@ -294,7 +294,7 @@ def stepper(model, inputs, gates=None):
     model.train()
 
     def step():
-        for gate in gates.gates.values() if gates is not None else ():
+        for gate in gates.values() if gates is not None else ():
             gate.set_width(gate.size)
         start = time.thread_time()
         loss = task_loss(model, inputs)
@@ -351,8 +351,10 @@ def gating(name):
         )
         return result
     result["probing_s"] = time.thread_time() - start
-    result["groups"] = {n: g.size for n, g in gates.gates.items()}
-    result["fixed"] = {g.name: g.fixed for g in gates.groups if g.fixed}
+    result["groups"] = {n: g.size for n, g in gates.items()}
+    result["fixed"] = {
+        g.name: g.locked_reason for g in gates.groups if g.locked_reason
+    }
     full = gates.cost.macs()
     result["macs"] = full
     least = gates.cost.macs(gates.min_widths())

@@ -31,11 +31,11 @@ def measure(plain, gates, inputs):
     if not has_onnx():
         return {"skipped": "not installed"}
     gates = copy.deepcopy(gates)
-    steps = {n: g.granularity for n, g in gates.gates.items()}
+    steps = {n: g.granularity for n, g in gates.items()}
     gates.freeze(
         {
             n: max(g.min_width, g.size // 2 // steps[n] * steps[n])
-            for n, g in gates.gates.items()
+            for n, g in gates.items()
         }
     )
     small, _ = compact(gates)

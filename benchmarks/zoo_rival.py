@@ -203,10 +203,10 @@ def _own(tool, model, inputs, result):
 def _ours(tool, model, inputs, gates, result):
     """Our groups, half of each removed with its tools."""
     for group in gates.groups:
-        if group.name not in gates.gates:
+        if group.name not in gates:
             continue
         step = group.granularity
-        width = max(gates.gates[group.name].min_width, group.size // 2)
+        width = max(gates[group.name].min_width, group.size // 2)
         width = width // step * step
         gate = NoiseGate(group.size, 1 / group.size, step)
         gate.freeze(max(step, width))
@@ -264,7 +264,7 @@ def measure(model, inputs, gates):
     result = {"own_groups": 0, "own_runs": 0, "own_exact": 0}
     result.update(ours=0, ours_exact=0, reasons={})
     if gates is not None:
-        result["ours"] = len(gates.gates)
+        result["ours"] = len(gates)
         _ours(tool, model, inputs, gates, result)
     _own(tool, model, inputs, result)
     result["restored"] = _same(_run(model, inputs), _run(tool.model, inputs))

@@ -234,7 +234,7 @@ class GatedBrain(sb.Brain):
                 raise ValueError(f"GatedBrain needs the key '{key}' in hparams")
         self.gates = self.hparams.gates
         self.complexity_loss = self.hparams.complexity_loss
-        if self.jit and self.gates.gates:
+        if self.jit and self.gates:
             raise ValueError(
                 "--jit cannot script gated layers; use --compile, or --jit "
                 "with the compacted model"
@@ -377,7 +377,7 @@ class GatedBrain(sb.Brain):
     def fit(self, epoch_counter, train_set, valid_set=None, *args, **kwargs):
         """See ``sb.Brain.fit``."""
         limit = getattr(epoch_counter, "limit", None)
-        if self.gates.gates and not self.debug and limit is not None:
+        if self.gates and not self.debug and limit is not None:
             if not 2 <= self.freeze_epoch <= limit:
                 raise ValueError(
                     f"freeze_epoch must be in [2, number_of_epochs = {limit}]"
@@ -451,7 +451,7 @@ class GatedBrain(sb.Brain):
             return
         self._epoch = epoch
         # A run resumed within an epoch has done this already
-        if self.step > 0 or self.gates.frozen or not self.gates.gates:
+        if self.step > 0 or self.gates.frozen or not self.gates:
             return
         if epoch >= self.freeze_epoch:
             with torch.no_grad():
@@ -475,7 +475,7 @@ class GatedBrain(sb.Brain):
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         """See ``sb.Brain.on_fit_batch_end``; steps the dual variable."""
-        if not self._term_added and self.gates.gates:
+        if not self._term_added and self.gates:
             raise RuntimeError(
                 "compute_objectives must add self.complexity_term(stage) to "
                 "its loss, otherwise nothing bounds the widths"
@@ -522,7 +522,7 @@ class GatedBrain(sb.Brain):
             if module is self.gates.model:
                 self._cut[key] = "model"
                 module = model.to(self.device)
-            elif features is not None and module is self.gates.features:
+            elif features is not None and module is self.gates.front_end:
                 self._cut[key] = "features"
                 module = features.to(self.device)
             self.modules[key] = module
@@ -558,7 +558,7 @@ class GatedBrain(sb.Brain):
         for name, module in self.modules.items():
             modules[name] = copy.deepcopy(module).cpu()
             part = self._cut.get(name)
-            if part == "features" and FEATURES in self.gates.gates:
+            if part == "features" and FEATURES in self.gates:
                 continue  # its constructor takes any number of bands
             is_model = part == "model"
             if is_model and self.gates.input_shape is not None:
@@ -579,7 +579,7 @@ class GatedBrain(sb.Brain):
     def _input_shape(self):
         """Shape of what the cut model reads of one segment."""
         shape = list(self.gates.input_shape)
-        if FEATURES in self.gates.gates:
+        if FEATURES in self.gates:
             shape[-1] = self.gates.integer_widths()[FEATURES]
         return shape
 
@@ -599,7 +599,7 @@ class GatedBrain(sb.Brain):
         torch.Tensor
             (batch, time, open bands)
         """
-        gate = self.gates.gates.get(FEATURES)
+        gate = self.gates.get(FEATURES)
         if not self._compacted or gate is None:
             return feats
         return feats[..., gate.open_channels().to(feats.device)]

@@ -96,7 +96,7 @@ def describe(gates):
     header = (*header, "share", "")
     rows = []
     for group in gates.groups:
-        gate = gates.gates.get(group.name)
+        gate = gates.get(group.name)
         size = cost.sizes[group.name]
         # What is left with two widths gives the slope, and so what depends
         macs = total - cost.macs({group.name: 0})
@@ -105,7 +105,7 @@ def describe(gates):
         if not group.ports:  # the input, whose width is not looked at
             per_second, share = "-", "-"
         if gate is None:
-            reason = group.fixed or "not asked for"
+            reason = group.locked_reason or "not asked for"
             limits, note = ("-", "-"), f"no gate: {reason}"
         else:
             limits = gate.min_width, gate.granularity
@@ -118,7 +118,7 @@ def describe(gates):
                 gate is None,
                 (
                     group.name,
-                    group.kind,
+                    group.role,
                     size,
                     *limits,
                     per_second,
@@ -139,7 +139,7 @@ def describe(gates):
     ratio = 100 * smallest / max(1, cost.macs_per_second())
     lines += [
         "",
-        f"gated: {len(gates.gates)} of {len(gates.groups)} groups; MACs/s "
+        f"gated: {len(gates)} of {len(gates.groups)} groups; MACs/s "
         f"{cost.macs_per_second()}, at the smallest widths {smallest} "
         f"({ratio:.1f} %)",
         f"parameters {cost.params()}, at the smallest widths "

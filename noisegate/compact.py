@@ -71,11 +71,9 @@ def compact(gates):
     """
     model = _strip(detached_copy(gates.model))
     features = None
-    if gates.features is not None:
-        features = _strip(copy.deepcopy(gates.features))
-    keep = {
-        name: gate.open_channels().cpu() for name, gate in gates.gates.items()
-    }
+    if gates.front_end is not None:
+        features = _strip(copy.deepcopy(gates.front_end))
+    keep = {name: gate.open_channels().cpu() for name, gate in gates.items()}
     cut(model, kept_features(gates.groups, keep))
     if FEATURES in keep:
         features = _cut_fbank(features, keep[FEATURES])
@@ -97,7 +95,7 @@ def final_sizes(gates, model):
     dict
         ``{path: {role: size}}``, what :func:`shrink` needs.
     """
-    keep = {name: g.open_channels() for name, g in gates.gates.items()}
+    keep = {name: g.open_channels() for name, g in gates.items()}
     sizes = {}
     for (path, role), index in kept_features(gates.groups, keep).items():
         size = len(index)

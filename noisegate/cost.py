@@ -593,7 +593,7 @@ class CostModel:
         inputs : list
             Arguments of the model for the duration that costs refer to.
         """
-        groups = [group for group in groups if group.fixed is None]
+        groups = [group for group in groups if group.locked_reason is None]
 
         def share(factor):
             return {

@@ -11,6 +11,7 @@ Authors
  * The noisegate developers, 2026
 """
 
+import collections.abc
 import fnmatch
 import functools
 import math
@@ -480,13 +481,13 @@ class MaskedDimensions(_MaskedLayer):
 
 
 def _matches(group, pattern):
-    """Whether a pattern of names or kinds means a group."""
-    if pattern.startswith("kind:"):
-        return fnmatch.fnmatchcase(group.kind, pattern[len("kind:") :].strip())
+    """Whether a pattern of names or roles means a group."""
+    if pattern.startswith("role:"):
+        return fnmatch.fnmatchcase(group.role, pattern[len("role:") :].strip())
     return fnmatch.fnmatch(group.name, pattern)
 
 
-class Gates:
+class Gates(collections.abc.Mapping):
     """The gates of a model.
 
     Finds the channel groups of the model, puts a gate on those asked for and
@@ -497,11 +498,11 @@ class Gates:
     ---------
     model : torch.nn.Module
         The model, plain or with layers of :mod:`noisegate.layers`.
-    features : speechbrain.lobes.features.Fbank
+    front_end : speechbrain.lobes.features.Fbank
         The front-end; give it if its mel bands are gated or its cost counts.
     layers : list of str or dict
         Names of the groups to gate ("features" for the mel bands), with
-        wildcards, or "kind:ffn" and the like for groups of one kind (see
+        wildcards, or "role:ffn" and the like for groups of one role (see
         :class:`noisegate.groups.Group`). As a dict from these patterns to
         options of ``gate`` (``kappa_min``, ``granularity``, ...), or to False
         for no gate; of several patterns that match a group the last counts.
@@ -522,9 +523,9 @@ class Gates:
     sample_rate : int
         In Hz.
     input_shape : list of int
-        Without ``features``: shape (1, frames, features) of ``segment_s``.
+        Without ``front_end``: shape (1, frames, features) of ``segment_s``.
     example : list
-        Without ``features``, if the model reads something else: arguments of
+        Without ``front_end``, if the model reads something else: arguments of
         its forward for ``segment_s`` seconds.
 
     Raises
@@ -542,7 +543,7 @@ class Gates:
     >>> net.append(Linear, n_neurons=16, layer_name="hidden")
     >>> net.append(Linear, n_neurons=1, layer_name="out")
     >>> gates = Gates(net, input_shape=[1, 100, 8], segment_s=1.0)
-    >>> gates.names
+    >>> list(gates)
     ['hidden']
     >>> gates.cost.macs_per_second()
     14400
@@ -554,7 +555,7 @@ class Gates:
     def __init__(
         self,
         model,
-        features=None,
+        front_end=None,
         layers=None,
         gate=NoiseGate,
         granularity=1,
@@ -565,17 +566,17 @@ class Gates:
         example=None,
     ):
         self.model = model
-        self.features = features
-        if features is not None:
+        self.front_end = front_end
+        if front_end is not None:
             example = [torch.zeros(1, round(segment_s * sample_rate))]
         elif input_shape is not None:
             example = [torch.zeros(input_shape)]
         elif example is None:
             raise ValueError(
-                "Gates needs one of features or input_shape or example"
+                "Gates needs one of front_end or input_shape or example"
             )
         with torch.no_grad():
-            whole = example if features is None else [features(example[0])]
+            whole = example if front_end is None else [front_end(example[0])]
             inputs = not_silent(_shortened(model, whole))
         # Of the model's input for segment_s seconds; None for other arguments
         self.input_shape = None
@@ -583,15 +584,15 @@ class Gates:
             if whole[0].is_floating_point():
                 self.input_shape = list(whole[0].shape)
         self.example = inputs  # of the model, as short as it can be
-        self.groups = find_groups(model, features, inputs)
+        self.groups = find_groups(model, front_end, inputs)
         self.unknown = unknown_layers(model, self.groups)
         if layers is None or layers:
             lock_inexact(model, self.groups, inputs, attach)
-        self.cost = CostModel(model, self.groups, example, segment_s, features)
+        self.cost = CostModel(model, self.groups, example, segment_s, front_end)
         if layers is None or layers:
             self.cost.fit_products(model, self.groups, whole)
         self.reorders = reorder
-        self.gates = {}
+        self._gates = {}
         self._taps = []
         for group, pattern, options in self._select(layers):
             options = dict(options)
@@ -603,35 +604,42 @@ class Gates:
                 where = f"layers: '{pattern}', " if pattern else ""
                 raise ValueError(f"{where}'{group.name}': {error}") from error
             self._attach(group, made)
-        if FEATURES in self.gates and features.compute_fbanks.top_db < _DB:
+        if FEATURES in self._gates and front_end.compute_fbanks.top_db < _DB:
             logger.warning(
                 "The filterbank clips each mel band relative to the loudest "
-                f"one (top_db {features.compute_fbanks.top_db}), which may be "
+                f"one (top_db {front_end.compute_fbanks.top_db}), which may be "
                 "cut: the cut model then differs where that happens. Set "
                 "compute_fbanks.top_db to 300"
             )
-        if self.gates:
+        if self._gates:
             model.register_forward_pre_hook(self._refresh)
 
-    @property
-    def names(self):
-        """list of str : names of the gated groups, in data-flow order."""
-        return list(self.gates)
+    def __getitem__(self, name):
+        """The gate of a group."""
+        return self._gates[name]
+
+    def __iter__(self):
+        """Names of the gated groups, in data-flow order."""
+        return iter(self._gates)
+
+    def __len__(self):
+        """Number of gates."""
+        return len(self._gates)
 
     def _select(self, layers):
         """Groups to gate, each with its pattern and the options of its gate."""
-        free = [group for group in self.groups if group.fixed is None]
+        free = [group for group in self.groups if group.locked_reason is None]
         if layers is None:
             wanted = [group for group in self.groups if group.wanted]
             for group in wanted:
-                if group.fixed:
+                if group.locked_reason:
                     raise ValueError(
                         f"'{group.name}' asks for a gate, but its width may "
-                        f"not change: it is {group.fixed}"
+                        f"not change: it is {group.locked_reason}"
                     )
             if not free:
                 reasons = "; ".join(
-                    f"{group.name}: {group.fixed}" for group in self.groups
+                    f"{g.name}: {g.locked_reason}" for g in self.groups
                 )
                 unknown = "".join(
                     f"; {path}: {name} is no layer that noisegate knows"
@@ -653,15 +661,15 @@ class Gates:
                     f"{{kappa_min: 0.1}}, or False; got {options}"
                 )
             hits = [group for group in self.groups if _matches(group, pattern)]
-            open_hits = [group for group in hits if group.fixed is None]
+            open_hits = [group for group in hits if group.locked_reason is None]
             if not open_hits:
                 reason = "".join(
-                    f"; {group.name} is {group.fixed}" for group in hits
+                    f"; {group.name} is {group.locked_reason}" for group in hits
                 )
                 raise ValueError(
                     f"layers: '{pattern}' names no group that can be gated"
                     f"{reason}. Groups: {[group.name for group in free]}, "
-                    f"kinds: {sorted({group.kind for group in free})}"
+                    f"roles: {sorted({group.role for group in free})}"
                 )
             for group in open_hits:
                 selected[group.name] = pattern, options
@@ -676,12 +684,12 @@ class Gates:
             gate.rank.copy_(spread_ranks(gate.size))
         steps = math.ceil(group.min_width / gate.granularity)
         gate.min_width = max(gate.min_width, steps * gate.granularity)
-        self.gates[group.name] = gate
+        self._gates[group.name] = gate
         for tap, layer in attach(self.model, group, gate):
             self._taps.append((group.name, tap, layer))
 
     def _refresh(self, model, args):
-        for gate in self.gates.values():
+        for gate in self.values():
             gate.refresh()
 
     def parameters(self):
@@ -691,7 +699,7 @@ class Gates:
         -------
         list of torch.nn.Parameter
         """
-        return [p for gate in self.gates.values() for p in gate.parameters()]
+        return [p for gate in self.values() for p in gate.parameters()]
 
     def widths(self):
         """Returns the differentiable widths.
@@ -700,7 +708,7 @@ class Gates:
         -------
         dict of str to torch.Tensor
         """
-        return {name: gate.width() for name, gate in self.gates.items()}
+        return {name: gate.width() for name, gate in self.items()}
 
     def integer_widths(self):
         """Returns the widths that evaluation and compaction keep.
@@ -709,7 +717,7 @@ class Gates:
         -------
         dict of str to int
         """
-        return {name: gate.integer_width() for name, gate in self.gates.items()}
+        return {name: gate.integer_width() for name, gate in self.items()}
 
     def min_widths(self):
         """Returns the smallest integer widths.
@@ -718,12 +726,12 @@ class Gates:
         -------
         dict of str to int
         """
-        return {name: gate.min_width for name, gate in self.gates.items()}
+        return {name: gate.min_width for name, gate in self.items()}
 
     @property
     def frozen(self):
         """bool : whether all widths are final."""
-        return all(g.frozen is not None for g in self.gates.values())
+        return all(g.frozen is not None for g in self.values())
 
     def freeze(self, widths):
         """Fixes all widths.
@@ -733,12 +741,12 @@ class Gates:
         widths : dict of str to int
             A width for each gate.
         """
-        for name, gate in self.gates.items():
+        for name, gate in self.items():
             gate.freeze(widths[name])
 
     def clamp(self):
         """Brings gate parameters back into their bounds, after a step."""
-        for gate in self.gates.values():
+        for gate in self.values():
             gate.clamp()
 
     def weight_energies(self):
@@ -762,7 +770,7 @@ class Gates:
         """
         if not self.reorders:
             return
-        for name, gate in self.gates.items():
+        for name, gate in self.items():
             useful = [
                 tap.usefulness(layer)
                 for group, tap, layer in self._taps

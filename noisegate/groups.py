@@ -98,13 +98,13 @@ class Group:
         Integer widths must be multiples of this.
     min_width : int
         Smallest integer width that the layers can have.
-    fixed : str
+    locked_reason : str
         Why the width may not change; None if it may.
     gate : callable
         Gate factory given by the layer itself, or None.
     wanted : bool
         Whether the layer asks for a gate (see :mod:`noisegate.layers`).
-    kind : str
+    role : str
         "features": the mel bands. "ffn": inside a feed-forward block of a
         Transformer or Conformer. "rnn": units of a recurrent layer. "heads":
         dimensions of attention heads. "residual": several layers make the
@@ -117,10 +117,10 @@ class Group:
     ports: list = dataclasses.field(default_factory=list)
     granularity: int = 1
     min_width: int = 1
-    fixed: Optional[str] = None
+    locked_reason: Optional[str] = None
     gate: Optional[object] = None
     wanted: bool = False
-    kind: str = "linear"
+    role: str = "linear"
 
     def add(self, layer, role, index=None):
         """Adds a port."""
@@ -131,14 +131,14 @@ class Group:
         return [port for port in self.ports if port.role == role]
 
 
-def find_groups(model, features=None, example=None):
+def find_groups(model, front_end=None, example=None):
     """Finds the channel groups of a model.
 
     Arguments
     ---------
     model : torch.nn.Module
         The model; its first input are the features.
-    features : speechbrain.lobes.features.Fbank
+    front_end : speechbrain.lobes.features.Fbank
         Front-end whose filters are channels too, optional.
     example : list of torch.Tensor
         Arguments of the model; random features (batch, time, features) if
@@ -163,33 +163,33 @@ def find_groups(model, features=None, example=None):
     >>> net.append(torch.nn.ReLU(), layer_name="act")
     >>> net.append(Linear, n_neurons=1, layer_name="out")
     >>> for group in find_groups(net):
-    ...     print(group.name, group.size, group.fixed)
+    ...     print(group.name, group.size, group.locked_reason)
     features 8 the input of the model
     hidden 16 None
     out 1 the output of the model
     """
     if example is None:
-        if features is None:
+        if front_end is None:
             n_features = _input_size(model)
         else:
-            n_features = features.compute_fbanks.n_mels
+            n_features = front_end.compute_fbanks.n_mels
         example = [torch.zeros(1, FRAMES, n_features)]
     example = not_silent(example)
-    probe = Probe(model, example, with_features=features is not None)
+    probe = Probe(model, example, with_features=front_end is not None)
     groups = _Finder(model, probe).groups()
     for group in groups:
-        group.kind = _kind(model, group)
-    if features is None:
-        group = Group(FEATURES, tensors(example)[0].shape[-1], kind=FEATURES)
-        group.fixed = "the input of the model"
+        group.role = _role(model, group)
+    if front_end is None:
+        group = Group(FEATURES, tensors(example)[0].shape[-1], role=FEATURES)
+        group.locked_reason = "the input of the model"
         groups.insert(0, group)
     else:
         for group in groups:
             if group.name == FEATURES:
-                group.wanted = isinstance(features, GATED_LAYERS)
-                group.gate = getattr(features, "gate", None)
-                if features.deltas or features.context:
-                    group.fixed = (
+                group.wanted = isinstance(front_end, GATED_LAYERS)
+                group.gate = getattr(front_end, "gate", None)
+                if front_end.deltas or front_end.context:
+                    group.locked_reason = (
                         "deltas or context windows follow the filterbank"
                     )
     return groups
@@ -233,8 +233,8 @@ def unknown_layers(model, groups):
     return layers
 
 
-def _kind(model, group):
-    """The kind of a group, see :class:`Group`."""
+def _role(model, group):
+    """The role of a group, see :class:`Group`."""
     makers = [port.layer for port in group.find("out")]
     if not makers:
         return "heads"
@@ -336,7 +336,7 @@ class _Finder:
                 group = Group(path + ".heads", layer.head_dim)
                 group.add(path, "heads")
                 if layer.vbias or not layer._qkv_same_embed_dim:
-                    group.fixed = f"{path} has values of another form"
+                    group.locked_reason = f"{path} has values of another form"
                 groups.append(group)
         return groups
 
@@ -401,12 +401,12 @@ class _Finder:
         path = self.probe.called[self._first(channels[0])[0] - 1]
         if self._first(channels[0])[0] == 0:
             path = FEATURES
-        group = Group(self._name(path), len(channels), fixed=reason)
+        group = Group(self._name(path), len(channels), locked_reason=reason)
         n_made = len(channels[0][path, "out"])
         if len(channels) == 1 and n_made > 1:
             # All in one: shown with what makes them
             group.size = n_made
-            group.fixed = reason or self._mixed(channels[0])
+            group.locked_reason = reason or self._mixed(channels[0])
             group.add(path, "out")
             return group
         places = sorted(
@@ -420,10 +420,10 @@ class _Finder:
         )
         for place in places:
             self._add(group, place, [item[place] for item in channels])
-        if group.fixed is None and len(channels) == 1:
-            group.fixed = "a single channel"
-        if group.fixed is None and not group.find("in"):
-            group.fixed = "no layer reads it"
+        if group.locked_reason is None and len(channels) == 1:
+            group.locked_reason = "a single channel"
+        if group.locked_reason is None and not group.find("in"):
+            group.locked_reason = "no layer reads it"
         self._complete(group, path)
         return group
 
@@ -456,7 +456,7 @@ class _Finder:
         if role == "in" and isinstance(layer, torch.nn.MultiheadAttention):
             group.add(path, "heads")
             if not identity or not layer._qkv_same_embed_dim:
-                group.fixed = f"{path} does not read it as it is"
+                group.locked_reason = f"{path} does not read it as it is"
             elif group.granularity % layer.num_heads:
                 group.granularity *= layer.num_heads
 

@@ -20,8 +20,9 @@ class ComplexityLoss(torch.nn.Module):
     ``tighten`` of the time in which widths are learned. Steps are taken in
     the logarithm, because the scale of the task loss is not known:
 
-        log weight = integral + damping x v,  integral += dual_lr x v,
         v = (complexity - target) / target
+        integral += integral_gain x v
+        log weight = integral + proportional_gain x v
 
     At the end widths are rounded such that the budget is met exactly.
 
@@ -37,9 +38,9 @@ class ComplexityLoss(torch.nn.Module):
         Fixed weight of the complexity.
     initial_weight : float
         First value of the dual variable.
-    dual_lr : float
+    integral_gain : float
         Step size of the dual variable.
-    damping : float
+    proportional_gain : float
         Immediate reaction to a missed target.
     tighten : float
         Share of the learning time at the end of which target == budget.
@@ -75,8 +76,8 @@ class ComplexityLoss(torch.nn.Module):
         max_macs_per_second=None,
         weight=None,
         initial_weight=0.05,
-        dual_lr=0.1,
-        damping=3.0,
+        integral_gain=0.1,
+        proportional_gain=3.0,
         tighten=0.8,
         freeze_epoch=2,
     ):
@@ -107,7 +108,11 @@ class ComplexityLoss(torch.nn.Module):
         self._gates = (gates,)  # its parameters are the model's
         self.budget = budget
         self.fixed_weight = weight
-        self.dual_lr, self.damping, self.tighten = dual_lr, damping, tighten
+        self.integral_gain, self.proportional_gain, self.tighten = (
+            integral_gain,
+            proportional_gain,
+            tighten,
+        )
         self.register_buffer("progress", torch.tensor(0.0))
         self.register_buffer("integral", torch.tensor(math.log(initial_weight)))
         self.register_buffer("log_weight", self.integral.clone())
@@ -144,7 +149,7 @@ class ComplexityLoss(torch.nn.Module):
             Scalar, ``weight x complexity``; its gradient is zero once the
             widths are frozen.
         """
-        if not self.gates.gates:
+        if not self.gates:
             return torch.zeros((), device=self.progress.device)
         return self.weight * self.gates.cost.ratio(self.gates.widths())
 
@@ -158,12 +163,14 @@ class ComplexityLoss(torch.nn.Module):
             Share of the time in which widths are learned, in [0, 1].
         """
         self.progress.fill_(progress)
-        if self.fixed_weight is not None or not self.gates.gates:
+        if self.fixed_weight is not None or not self.gates:
             return
         ratio = float(self.gates.cost.ratio(self.gates.widths()))
         violation = max(-1.0, min(1.0, ratio / self.target() - 1))
-        self.integral.add_(self.dual_lr * violation).clamp_(-12.0, 7.0)
-        self.log_weight.copy_(self.integral + self.damping * violation)
+        self.integral.add_(self.integral_gain * violation).clamp_(-12.0, 7.0)
+        self.log_weight.copy_(
+            self.integral + self.proportional_gain * violation
+        )
         self.log_weight.clamp_(-12.0, 7.0)
 
     @torch.no_grad()
@@ -181,7 +188,7 @@ class ComplexityLoss(torch.nn.Module):
         """
         gates = self.gates
         widths = {name: float(k) for name, k in gates.widths().items()}
-        if self.budget is None or not gates.gates:
+        if self.budget is None or not gates:
             final = gates.integer_widths()
         else:
             final = self._round_to_budget(widths)
@@ -189,7 +196,7 @@ class ComplexityLoss(torch.nn.Module):
         return final
 
     def _round_to_budget(self, widths):
-        gates, cost = self.gates.gates, self.gates.cost
+        gates, cost = self.gates, self.gates.cost
         limit = self.budget * cost.macs() * (1 + 1e-9)
 
         def scaled(factor):

@@ -93,7 +93,7 @@ def lock_inexact(model, groups, inputs, attach):
         NaN, that nothing can be compared.
     """
     trial = _Trial(model, inputs, attach)
-    _fix(trial, [group for group in groups if group.fixed is None])
+    _fix(trial, [group for group in groups if group.locked_reason is None])
 
 
 def _fix(trial, free):
@@ -109,7 +109,7 @@ def _fix(trial, free):
         if failure is None:
             exact.append(group)
         else:
-            group.fixed = f"not exact when cut: {failure}"
+            group.locked_reason = f"not exact when cut: {failure}"
     if trial.failure(exact) is None:
         return
     together = []
@@ -118,7 +118,7 @@ def _fix(trial, free):
         if failure is None:
             together.append(group)
         else:
-            group.fixed = f"not exact when cut with others: {failure}"
+            group.locked_reason = f"not exact when cut with others: {failure}"
 
 
 class _Trial:

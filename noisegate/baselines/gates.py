@@ -293,15 +293,15 @@ class FixedWidths(ComplexityLoss):
     def __init__(self, gates, budget, widths="uniform", freeze_epoch=2):
         super().__init__(gates, budget=budget, freeze_epoch=freeze_epoch)
         if widths == "uniform":
-            full = {name: g.size for name, g in gates.gates.items()}
+            full = {name: g.size for name, g in gates.items()}
             widths = self._round_to_budget(full)
         elif isinstance(widths, str):
             with open(widths, encoding="utf-8") as fin:
                 widths = json.load(fin)["widths"]
-        missing = sorted(set(gates.gates) - set(widths))
+        missing = sorted(set(gates) - set(widths))
         if missing:
             raise ValueError(f"widths: none is given for {missing}")
-        widths = {name: int(widths[name]) for name in gates.gates}
+        widths = {name: int(widths[name]) for name in gates}
         ratio = gates.cost.ratio(widths)
         if ratio > 1.01 * budget:
             raise ValueError(
@@ -315,7 +315,7 @@ class FixedWidths(ComplexityLoss):
     def _rescale(self):
         """Initial weights as in layers that are as small as the open part."""
         gates = self.gates
-        keep = {n: gate.open_channels() for n, gate in gates.gates.items()}
+        keep = {n: gate.open_channels() for n, gate in gates.items()}
         for (path, role), kept in kept_features(gates.groups, keep).items():
             if role not in ("in", "hidden"):
                 continue

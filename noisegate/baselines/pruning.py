@@ -75,7 +75,7 @@ class MagnitudePruning(ComplexityLoss):
         super().__init__(
             gates, budget=budget, tighten=tighten, freeze_epoch=freeze_epoch
         )
-        for name, gate in gates.gates.items():
+        for name, gate in gates.items():
             if not isinstance(gate, HardGate):
                 raise ValueError(
                     f"pruning needs gates of the kind HardGate, '{name}' has "
@@ -113,7 +113,7 @@ class MagnitudePruning(ComplexityLoss):
         return widths
 
     def _prune(self, target):
-        gates, cost = self.gates.gates, self.gates.cost
+        gates, cost = self.gates, self.gates.cost
         magnitudes = {}
         for name, energy in self.gates.weight_energies().items():
             gate = gates[name]
@@ -209,8 +209,8 @@ class TorchPruning(MagnitudePruning):
         super().__init__(gates, budget, tighten, freeze_epoch, n_prunings)
         try:
             found = self._find()
-            left = [name for name in gates.gates if name not in found]
-            widths = {name: gates.gates[name].min_width for name in found}
+            left = [name for name in gates if name not in found]
+            widths = {name: gates[name].min_width for name in found}
             least = float(gates.cost.ratio(widths))
             if least > budget:
                 raise ValueError(
@@ -251,7 +251,7 @@ class TorchPruning(MagnitudePruning):
         if cost.ratio(widths) <= target * (1 + 1e-9):
             return chosen
         for name, channels in _PrunedCopy(self.gates).prune(widths):
-            step = self.gates.gates[name].granularity
+            step = self.gates[name].granularity
             for i in range(0, len(channels), step):
                 chosen.setdefault(name, []).extend(channels[i : i + step])
                 widths[name] -= step
@@ -264,7 +264,7 @@ class TorchPruning(MagnitudePruning):
 
     def _prune(self, target):
         for name, channels in self._choose(target).items():
-            self._close(self.gates.gates[name], channels)
+            self._close(self.gates[name], channels)
 
     @staticmethod
     def _close(gate, channels):
@@ -346,16 +346,16 @@ class _PrunedCopy:
             raise ImportError(
                 'torch-pruning is missing: pip install -e ".[rivals]"'
             ) from error
-        self.gates = gates.gates
+        self.gates = gates
         self.model, _ = compact(gates)
-        keep = {n: gate.open_channels() for n, gate in gates.gates.items()}
+        keep = {n: gate.open_channels() for n, gate in gates.items()}
         kept = kept_features(gates.groups, keep)
         # By path and role: features of the full model that are left
         self.left = {key: index.tolist() for key, index in kept.items()}
         # By path and role: group and channel of these features
         self.owner = {key: {} for key in self.left}
         for group in gates.groups:
-            if group.name not in gates.gates:
+            if group.name not in gates:
                 continue
             for port in group.ports:
                 if port.layer == FEATURES:

@@ -173,9 +173,9 @@ class UtteranceScores:
 
     For `Brain` recipes, as `!name:noisegate.evaluation.scores.UtteranceScores`
     in the YAML and called at the start of a stage. The defaults are the costs
-    of ASVspoof 5 (Wang et al., "ASVspoof 5: crowdsourced speech data, deepfakes,
-    and adversarial attacks at scale", ASVspoof workshop 2024), where bona fide
-    is the target class.
+    of ASVspoof 5 (Wang et al., "ASVspoof 5: crowdsourced speech data,
+    deepfakes, and adversarial attacks at scale", ASVspoof workshop 2024), where
+    bona fide is the target class.
 
     Arguments
     ---------

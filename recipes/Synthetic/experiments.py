@@ -267,8 +267,8 @@ ABLATION = {
     "no reordering, ramp 1 (published)": {"reorder": False, "ramp": 1.0},
     **{f"gate_lr {v}": {"gate_lr": v} for v in (0.003, 0.03)},
     **{f"freeze_epoch {v}": {"freeze_epoch": v} for v in (15, 30)},
-    **{f"dual_lr {v}": {"dual_lr": v} for v in (0.01, 0.3)},
-    **{f"damping {v}": {"damping": v} for v in (0.0, 10.0)},
+    **{f"integral_gain {v}": {"integral_gain": v} for v in (0.01, 0.3)},
+    **{f"proportional_gain {v}": {"proportional_gain": v} for v in (0.0, 10.0)},
     **{f"tighten {v}": {"tighten": v} for v in (0.25, 0.8)},
 }
 # Of options that did not help and were removed. Their runs are in the results,

@@ -352,7 +352,7 @@ def gated(name, gate="noise", seed=0, **options):
     model = randomise(MODELS[name](), seed)
     return Gates(
         model,
-        features=front_end(),
+        front_end=front_end(),
         gate=GATES.get(gate, gate),
         segment_s=SECONDS,
         **options,
@@ -363,7 +363,7 @@ def random_widths(gates, seed=0):
     """Allowed random integer widths."""
     draw = torch.Generator().manual_seed(seed)
     widths = {}
-    for name, gate in gates.gates.items():
+    for name, gate in gates.items():
         low = gate.min_width // gate.granularity
         high = gate.size // gate.granularity + 1
         steps = int(torch.randint(low, high, (1,), generator=draw))
@@ -375,7 +375,7 @@ def scramble(gates, seed=0):
     """Gives the channels of each gate a random order."""
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for gate in gates.gates.values():
+        for gate in gates.values():
             gate.reorder(torch.rand(gate.size, generator=draw))
             if isinstance(gate, HardConcreteGate):
                 gate.location.add_(torch.randn(gate.size, generator=draw))
@@ -383,5 +383,5 @@ def scramble(gates, seed=0):
 
 def open_bands(gates, feats):
     """The features that the cut model reads."""
-    gate = gates.gates.get("features")
+    gate = gates.get("features")
     return feats if gate is None else feats[..., gate.open_channels()]

@@ -244,7 +244,7 @@ def test_widths_are_learned_before(tmp_path):
     trainer = brain(tmp_path, loss={"budget": BUDGET, "freeze_epoch": EPOCHS})
     fit(trainer)
     first = [v for k, v in history(tmp_path)[1].items() if "width " in k]
-    sizes = [gate.size for gate in trainer.gates.gates.values()]
+    sizes = [gate.size for gate in trainer.gates.values()]
     assert sum(first) < sum(sizes)
     assert len(first) == len(sizes)
 
@@ -258,7 +258,7 @@ def test_channels_are_ranked_while_widths_are_learned(reorder):
 
     def on_fit_batch_end(*args):
         GatedBrain.on_fit_batch_end(trainer, *args)
-        gate = trainer.gates.gates["conv"]
+        gate = trainer.gates["conv"]
         ranks.append(gate.rank.tolist())
 
     trainer.on_fit_batch_end = on_fit_batch_end
@@ -306,7 +306,7 @@ def test_tensorboard_shows_epochs_as_steps(tmp_path):
     assert figures["loss/train"][9] == 1.5
     assert math.isnan(figures["EER low/valid"][9])
     names = {tag.partition("/")[2] for tag in figures if "width" in tag}
-    assert names == set(trainer.gates.gates)
+    assert names == set(trainer.gates)
     log = (tmp_path / "log.txt").read_text().splitlines()
     assert [line.split(",")[0] for line in log] == [
         f"epoch: {epoch}" for epoch in (6, 7, 8, 9)

@@ -31,7 +31,7 @@ def cut(name, gate="noise", seed=0, freeze=True):
         gates.freeze(widths)
     else:
         for key, width in widths.items():
-            gates.gates[key].set_width(width)
+            gates[key].set_width(width)
     gates.model.eval()
     return gates, *compact(gates)
 
@@ -56,7 +56,7 @@ def test_the_cut_model_equals_the_gated_one(name, gate, freeze):
         output = model(models.open_bands(gates, x))
         assert (output - expected).abs().max() <= 1e-10
         assert sum(gates.integer_widths().values()) < sum(
-            gate.size for gate in gates.gates.values()
+            gate.size for gate in gates.values()
         )
     # The output depends on the input, else this shows nothing
     assert spread > 1e-4
@@ -100,7 +100,7 @@ def test_gated_layers_become_plain_ones():
         tap=GatedConv1d(in_channels=20, out_channels=6, kernel_size=3),
         masked=sb.nnet.linear.Linear(n_neurons=1, input_size=6),
     )
-    gates = Gates(net, features=GatedFbank(n_mels=20), segment_s=0.1)
+    gates = Gates(net, front_end=GatedFbank(n_mels=20), segment_s=0.1)
     gates.freeze({"features": 7, "tap": 3})
     model, features = compact(gates)
     assert type(model.tap) is sb.nnet.CNN.Conv1d
@@ -117,7 +117,7 @@ def test_the_gated_model_stays_as_it_was(name):
     """Cutting copies: state, output and mode of the original stay."""
     gates = models.gated(name)
     models.scramble(gates)
-    for gate in gates.gates.values():
+    for gate in gates.values():
         gate.set_width((gate.size + gate.min_width) / 2)
     x = torch.randn(2, 21, 80)
     before = {k: v.clone() for k, v in gates.model.state_dict().items()}
@@ -131,7 +131,7 @@ def test_the_gated_model_stays_as_it_was(name):
     for key, value in gates.model.state_dict().items():
         assert torch.equal(value, before[key]), key
     assert torch.equal(gates.model.eval()(x), expected)
-    assert gates.features.compute_fbanks.n_mels == 80
+    assert gates.front_end.compute_fbanks.n_mels == 80
     torch.manual_seed(0)
     assert not torch.equal(gates.model.train()(x), gates.model(x))
 
@@ -140,7 +140,7 @@ def test_the_gated_model_stays_as_it_was(name):
 def test_cutting_right_after_a_training_pass(gate):
     """Nothing of the last graph is in the way."""
     gates = models.gated("crnn", gate)
-    for width_of in gates.gates.values():
+    for width_of in gates.values():
         width_of.set_width(width_of.size - 1.5)
     gates.model.train()(torch.randn(2, 21, 80)).sum().backward()
     model, _ = compact(gates)
@@ -160,11 +160,11 @@ def test_extreme_widths(name, width, kappa_min):
     def gate(size, granularity):
         return models.NoiseGate(size, kappa_min, granularity)
 
-    gates = Gates(model, features=models.front_end(), gate=gate, segment_s=0.1)
+    gates = Gates(model, front_end=models.front_end(), gate=gate, segment_s=0.1)
     gates.freeze(
         {
             key: gate.min_width if width == "min" else gate.size
-            for key, gate in gates.gates.items()
+            for key, gate in gates.items()
         }
     )
     model, _ = compact(gates)
@@ -177,13 +177,13 @@ def test_extreme_widths(name, width, kappa_min):
 def test_the_cut_front_end_makes_the_open_bands():
     """Log-mel values of the selected filters, at the level of the signal."""
     gates, _, features = cut("crnn")
-    gates.features.compute_fbanks.top_db = 300
+    gates.front_end.compute_fbanks.top_db = 300
     _, features = compact(gates)
     assert features.compute_fbanks.top_db == 300
-    keep = gates.gates["features"].open_channels()
+    keep = gates["features"].open_channels()
     assert 0 < len(keep) < 80
     wav = 0.1 * torch.randn(2, 8000)
-    full = gates.features(wav)
+    full = gates.front_end(wav)
     part = features(wav)
     assert part.shape == (*full.shape[:2], len(keep))
     assert (part - full[..., keep]).abs().max() <= 1e-4
@@ -212,11 +212,11 @@ def test_front_ends_of_other_settings(options):
         out=sb.nnet.linear.Linear(n_neurons=1, input_size=4),
     )
     rate = options.get("sample_rate", 16000)
-    gates = Gates(net, features=features, sample_rate=rate, segment_s=0.2)
-    gates.gates["features"].reorder(torch.rand(30))
+    gates = Gates(net, front_end=features, sample_rate=rate, segment_s=0.2)
+    gates["features"].reorder(torch.rand(30))
     gates.freeze({"features": 11, "hidden": 4})
     _, small = compact(gates)
-    keep = gates.gates["features"].open_channels()
+    keep = gates["features"].open_channels()
     wav = 0.1 * torch.randn(2, rate // 2)
     full = features(wav)[..., keep]
     assert (small(wav) - full).abs().max() <= 1e-4

@@ -48,7 +48,7 @@ def test_costs_are_those_of_the_cut_model(name, gate):
         gates = models.gated(name, gate)
         widths = random = models.random_widths(gates, seed)
         if seed == 0:
-            widths = {k: g.size for k, g in gates.gates.items()}
+            widths = {k: g.size for k, g in gates.items()}
         gates.freeze(widths)
         model, features = compact(gates)
         counted = count_macs(model, features(wav))
@@ -180,7 +180,7 @@ def test_the_gradient_of_the_cost(name, which):
     cost = getattr(gates.cost, which)
     point = {
         k: torch.tensor(0.6 * g.size, dtype=torch.float64, requires_grad=True)
-        for k, g in gates.gates.items()
+        for k, g in gates.items()
     }
     cost(point).backward()
     for key, width in point.items():
@@ -277,7 +277,7 @@ def test_a_budget_above_the_full_model_is_no_budget():
 
 def random_real_widths(gates, draw):
     """Sets real-valued widths anywhere in the bounds."""
-    for gate in gates.gates.values():
+    for gate in gates.values():
         share = float(torch.rand((), generator=draw))
         gate.set_width(gate.min_width + share * (gate.size - gate.min_width))
 
@@ -302,7 +302,7 @@ def test_freezing_meets_the_budget(granularity):
         if min(widths.values()) >= 32 * granularity:
             assert ratio >= 0.95 * budget, (widths, budget)
             tight += 1
-        for name, gate in gates.gates.items():
+        for name, gate in gates.items():
             assert gate.min_width <= widths[name] <= gate.size
             assert widths[name] % granularity == 0
             more = {**widths, name: widths[name] + granularity}
@@ -325,7 +325,7 @@ def test_freezing_meets_the_budget_of_the_examples(name):
         widths = loss.freeze()
         assert gates.cost.ratio(widths) <= budget * (1 + 1e-9)
         # As full as it can be
-        for key, gate in gates.gates.items():
+        for key, gate in gates.items():
             more = {**widths, key: widths[key] + gate.granularity}
             if more[key] <= gate.size:
                 assert gates.cost.ratio(more) > budget
@@ -336,7 +336,7 @@ def test_freezing_keeps_what_meets_the_budget():
     gates = wide()
     expected = {"hidden0": 40, "hidden1": 17, "hidden2": 55}
     for name, width in expected.items():
-        gates.gates[name].set_width(width)
+        gates[name].set_width(width)
     budget = gates.cost.ratio(expected)
     assert ComplexityLoss(gates, budget=budget).freeze() == expected
 
@@ -344,7 +344,7 @@ def test_freezing_keeps_what_meets_the_budget():
 def test_a_fixed_weight():
     """The published form: weight times relative MACs, rounded up at last."""
     gates = wide()
-    gates.gates["hidden1"].set_width(20.5)
+    gates["hidden1"].set_width(20.5)
     loss = ComplexityLoss(gates, weight=0.3)
     ratio = gates.cost.ratio({"hidden0": 64, "hidden1": 20.5, "hidden2": 64})
     assert float(loss().detach()) == pytest.approx(0.3 * ratio, rel=1e-6)
@@ -379,14 +379,14 @@ def test_the_target_tightens_geometrically():
 def test_the_weight_follows_the_target():
     """It rises above the target, falls below, and stays bounded."""
     gates = wide()
-    loss = ComplexityLoss(gates, budget=0.25, damping=0.0)
+    loss = ComplexityLoss(gates, budget=0.25, proportional_gain=0.0)
     loss.step(1.0)
     weights = []
     for _ in range(20):
         loss.step(1.0)
         weights.append(loss.weight)
     assert all(b > a for a, b in zip(weights, weights[1:]))
-    for gate in gates.gates.values():
+    for gate in gates.values():
         gate.set_width(8)
     weights = []
     for _ in range(20):
@@ -401,8 +401,8 @@ def test_the_weight_follows_the_target():
 def test_the_damping_reacts_at_once():
     """A missed target counts before the integral has moved."""
     gates = wide()
-    calm = ComplexityLoss(gates, budget=0.25, damping=0.0)
-    quick = ComplexityLoss(gates, budget=0.25, damping=2.0)
+    calm = ComplexityLoss(gates, budget=0.25, proportional_gain=0.0)
+    quick = ComplexityLoss(gates, budget=0.25, proportional_gain=2.0)
     calm.step(1.0)
     quick.step(1.0)
     assert quick.weight == pytest.approx(calm.weight * math.exp(2), rel=1e-5)
@@ -482,7 +482,7 @@ def test_products_between_the_layers(seed):
     torch.manual_seed(0)
     x = torch.rand(1, 20, 6)
     gates = Gates(Products(), example=[x])
-    assert gates.names == ["one", "two"]
+    assert list(gates) == ["one", "two"]
     full = gates.cost.macs()
     assert full == count_macs(gates.model.eval(), x)
     widths = models.random_widths(gates, seed)

@@ -24,7 +24,7 @@ def described(groups):
         (
             f"{g.name} {g.size}"
             + (f" x{g.granularity}" if g.granularity > 1 else "")
-            + (" fixed" if g.fixed else ""),
+            + (" fixed" if g.locked_reason else ""),
             {f"{p.layer}:{p.role}" for p in g.ports},
         )
         for g in groups
@@ -140,7 +140,7 @@ def test_without_a_front_end_the_input_is_fixed():
     """The width of given features cannot change."""
     first = find_groups(models.crnn())[0]
     assert first.name == "features" and first.size == 80
-    assert "input" in first.fixed
+    assert "input" in first.locked_reason
     assert not first.ports
 
 
@@ -148,16 +148,16 @@ def test_mel_bands_under_a_2d_convolution_are_fixed():
     """A convolution over frequency needs all positions; says so."""
     net = models.conv2d()
     with pytest.raises(ValueError, match="features.*convolves over"):
-        Gates(net, features=models.front_end(), layers=["features"])
+        Gates(net, front_end=models.front_end(), layers=["features"])
     with pytest.raises(ValueError, match="may not change.*convolves over"):
-        Gates(net, features=GatedFbank(n_mels=80))
+        Gates(net, front_end=GatedFbank(n_mels=80))
 
 
 @pytest.mark.parametrize("option", ["deltas", "context"])
 def test_mel_bands_behind_deltas_are_fixed(option):
     """What stacks features behind the filterbank keeps them."""
     fbank = sb.lobes.features.Fbank(n_mels=80, **{option: True})
-    assert "deltas" in find_groups(models.crnn(), fbank)[0].fixed
+    assert "deltas" in find_groups(models.crnn(), fbank)[0].locked_reason
 
 
 def test_the_output_cannot_be_gated():
@@ -189,9 +189,9 @@ def test_names_and_wildcards():
     """Each group once, in data-flow order."""
 
     def names(layers):
-        return Gates(
-            models.crnn(), input_shape=[1, 10, 80], layers=layers
-        ).names
+        return list(
+            Gates(models.crnn(), input_shape=[1, 10, 80], layers=layers)
+        )
 
     assert names(None) == ["conv1", "conv2", "rnn", "hidden"]
     assert names([]) == []
@@ -206,13 +206,13 @@ def test_layers_that_ask_for_gates():
     net.append(GatedConv1d, out_channels=6, kernel_size=3, layer_name="conv")
     net.append(Linear, n_neurons=5, layer_name="hidden")
     net.append(Linear, n_neurons=2, layer_name="out")
-    assert Gates(net, input_shape=[1, 10, 8]).names == ["conv"]
+    assert list(Gates(net, input_shape=[1, 10, 8])) == ["conv"]
     net = Sequential(input_shape=[None, None, 8])
     net.append(GatedConv1d, out_channels=6, kernel_size=3, layer_name="conv")
     net.append(Linear, n_neurons=5, layer_name="hidden")
     net.append(Linear, n_neurons=2, layer_name="out")
     gates = Gates(net, input_shape=[1, 10, 8], layers=["hidden"])
-    assert gates.names == ["hidden"]
+    assert list(gates) == ["hidden"]
 
 
 def test_one_layer_reads_several_groups():
@@ -341,7 +341,7 @@ def test_features_may_be_moved():
     """Channels are followed wherever they go."""
     group = find_groups(chain(Reversed()))[1]
     assert group.find("in")[0].index.tolist() == [5, 4, 3, 2, 1, 0]
-    assert Gates(chain(Reversed()), input_shape=[1, 9, 8]).names == ["first"]
+    assert list(Gates(chain(Reversed()), input_shape=[1, 9, 8])) == ["first"]
 
 
 FIXED = {
@@ -362,7 +362,7 @@ def test_what_cannot_be_cut_exactly_stays(case):
     gates = Gates(chain(layer), input_shape=[1, 9, 8], layers=[])
     with pytest.raises(ValueError, match=f"(?s)no group.*first: .*{reason}"):
         Gates(chain(layer), input_shape=[1, 9, 8])
-    assert gates.names == []
+    assert list(gates) == []
 
 
 def test_noise_of_the_model_is_not_inexactness():
@@ -370,7 +370,7 @@ def test_noise_of_the_model_is_not_inexactness():
     for seed in range(12):
         torch.manual_seed(seed)
         gates = Gates(NoisyScore(), input_shape=[1, 9, 8])
-        assert gates.names == ["first"], seed
+        assert list(gates) == ["first"], seed
 
 
 def test_a_model_that_puts_out_nan_is_an_error():
@@ -388,8 +388,8 @@ def test_one_inexact_group_does_not_fix_the_others():
         out=Linear(n_neurons=1, input_size=6),
     )
     gates = Gates(net, input_shape=[1, 9, 8])
-    assert gates.names == ["begin"]
-    fixed = {group.name: group.fixed for group in gates.groups}
+    assert list(gates) == ["begin"]
+    fixed = {group.name: group.locked_reason for group in gates.groups}
     assert "changes by" in fixed["first"]
 
 
@@ -408,7 +408,7 @@ def test_normalization_over_both_directions(build):
         out=Linear(n_neurons=1, input_size=12),
     )
     group = find_groups(net)[1]
-    assert group.size == 6 and group.fixed is None
+    assert group.size == 6 and group.locked_reason is None
     index = group.find("norm")[0].index
     assert index.tolist() == [*range(6), *range(6)]
 

@@ -9,9 +9,9 @@ import torch
 from speechbrain.nnet.containers import Sequential
 from speechbrain.nnet.linear import Linear
 
-from noisegate.evaluation import latency
 from noisegate.cli import main
 from noisegate.compact import save_compact
+from noisegate.evaluation import latency
 from noisegate.evaluation.sweep import SweepFolder, summarize
 
 SHAPE = {"segment_s": 0.5, "input_shape": {"model": [1, 50, 8]}}

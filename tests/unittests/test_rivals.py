@@ -43,7 +43,7 @@ def test_uniform_widths_meet_the_budget(name, share):
     assert gates.frozen
     widths = gates.integer_widths()
     assert gates.cost.ratio(widths) <= budget
-    for wider, gate in gates.gates.items():
+    for wider, gate in gates.items():
         if widths[wider] + gate.granularity <= gate.size:
             more = {**widths, wider: widths[wider] + gate.granularity}
             assert gates.cost.ratio(more) > budget
@@ -155,7 +155,7 @@ def test_pruning_follows_its_schedule(name):
     wav = torch.randn(1, round(16000 * models.SECONDS))
     gates.model.eval()
     with torch.no_grad():
-        expected = gates.model(gates.features(wav))
+        expected = gates.model(gates.front_end(wav))
         assert torch.allclose(plain(features(wav)), expected, atol=1e-5)
 
 
@@ -169,13 +169,13 @@ def test_the_smallest_weights_go_first():
         gates.model.out.w.weight.copy_(torch.tensor([50.0, 70.0, 4.0, 60.0]))
     loss = MagnitudePruning(gates, budget=0.5)
     loss.step(1.0)
-    assert gates.gates["hidden0"].open_channels().tolist() == [0, 2]
-    assert 2 not in gates.gates["hidden1"].open_channels().tolist()
+    assert gates["hidden0"].open_channels().tolist() == [0, 2]
+    assert 2 not in gates["hidden1"].open_channels().tolist()
     # What is closed stays so, whatever its weights become
     with torch.no_grad():
         gates.model.hidden1.w.weight.fill_(100.0)
     loss.freeze()
-    assert gates.gates["hidden0"].open_channels().tolist() == [0, 2]
+    assert gates["hidden0"].open_channels().tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("form", [MagnitudePruning, TorchPruning])
@@ -189,7 +189,7 @@ def test_pruning_resumes(form):
     prune(loss, 60)
     expected = (
         gates.integer_widths(),
-        [g.rank.tolist() for g in gates.gates.values()],
+        [g.rank.tolist() for g in gates.values()],
     )
     torch.manual_seed(0)
     gates = network(HardGate)
@@ -203,7 +203,7 @@ def test_pruning_resumes(form):
     gates.model.load_state_dict(states[0])
     loss.load_state_dict(states[1])
     prune(loss, 60, begin=25)
-    ranks = [g.rank.tolist() for g in gates.gates.values()]
+    ranks = [g.rank.tolist() for g in gates.values()]
     assert (gates.integer_widths(), ranks) == expected
 
 
@@ -244,13 +244,13 @@ def test_torch_pruning_follows_the_schedule(name):
     torch.manual_seed(0)
     gates = TRACEABLE[name]()
     loss = TorchPruning(gates, 0.4, tighten=0.5, freeze_epoch=3)
-    is_open = {n: set(range(gate.size)) for n, gate in gates.gates.items()}
+    is_open = {n: set(range(gate.size)) for n, gate in gates.items()}
     shares = []
     for i in range(40):
         loss.step((i + 1) / 40)
         assert gates.cost.ratio(gates.widths()) <= loss.target() + 1e-6
         shares.append(float(gates.cost.ratio(gates.widths())))
-        for n, gate in gates.gates.items():
+        for n, gate in gates.items():
             assert gate.min_width <= gate.integer_width()
             channels = set(gate.open_channels().tolist())
             assert channels <= is_open[n]
@@ -335,12 +335,12 @@ def test_torch_pruning_removes_recurrent_units(form):
     pruned = _PrunedCopy(gates)
     removed = []
     for name, channels in pruned.prune(gates.integer_widths()):
-        loss._close(gates.gates[name], channels)
+        loss._close(gates[name], channels)
         removed += channels if name == "rnn" else []
         if gates.cost.ratio(gates.integer_widths()) < 0.3:
             break
     assert set(removed[:2]) == {4, 7} and len(removed) > 2
-    assert gates.gates["project"].integer_width() < 12
+    assert gates["project"].integer_width() < 12
     x = torch.randn(2, 30, 8)
     gates.model.eval()
     with torch.no_grad():
@@ -353,10 +353,10 @@ def test_torch_pruning_of_flattened_features():
     gates = swapped_in("sb_resnet")
     pruned = _PrunedCopy(gates)
     for name, channels in pruned.prune(gates.integer_widths()):
-        TorchPruning._close(gates.gates[name], channels)
+        TorchPruning._close(gates[name], channels)
         if gates.cost.ratio(gates.integer_widths()) < 0.3:
             break
-    assert gates.gates["layer4.0.conv3"].integer_width() < 5
+    assert gates["layer4.0.conv3"].integer_width() < 5
     x = torch.randn(2, 20, 16)
     gates.model.eval()
     with torch.no_grad():
@@ -377,10 +377,10 @@ def test_torch_pruning_keeps_the_smallest_widths():
     seen = set()
     for i in range(50):
         loss.step((i + 1) / 50)
-        seen.add(gates.gates["hidden0"].integer_width())
+        seen.add(gates["hidden0"].integer_width())
     assert seen <= {32, 24, 16}
     assert loss.freeze() == gates.min_widths()
-    assert set(range(8)) < set(gates.gates["hidden0"].open_channels().tolist())
+    assert set(range(8)) < set(gates["hidden0"].open_channels().tolist())
 
 
 def test_torch_pruning_leaves_what_has_no_gate():

@@ -110,11 +110,11 @@ def test_a_training_step_moves_the_widths(found):
     """All gates get a gradient, of the task and of the cost."""
     _, _, x, _ = found
     gates = fresh(found)
-    for gate in gates.gates.values():
+    for gate in gates.values():
         gate.set_width(max(gate.min_width, gate.size - 1.5))
     gates.model.train()
     gates.model(x).square().sum().backward()
-    for name, gate in gates.gates.items():
+    for name, gate in gates.items():
         assert torch.isfinite(gate.kappa.grad).all(), name
         assert gate.kappa.grad != 0, name
     gates.reorder()

@@ -107,7 +107,7 @@ def test_gated_layers_equal_their_twins(name, training):
         if kind.__module__.startswith("noisegate"):
             gates = Gates(net, input_shape=[1, 9, 8])
             expected = "layer.pos_ffn" if name == "encoder" else "layer"
-            assert gates.names == [expected]
+            assert list(gates) == [expected]
         net.train(training)
         y = layer(x)
         y = y[0] if isinstance(y, tuple) else y
@@ -154,7 +154,7 @@ model: !new:speechbrain.nnet.containers.Sequential
         n_neurons: 1
 gates: !new:noisegate.Gates
     model: !ref <model>
-    features: !ref <features>
+    front_end: !ref <features>
     granularity: 2
 """
 
@@ -163,18 +163,18 @@ def test_gated_layers_in_yaml():
     """!new: and !name:, each with the gate it asks for."""
     loaded = load_hyperpyyaml(io.StringIO(YAML))
     gates = loaded["gates"]
-    assert gates.names == [
+    assert list(gates) == [
         "features",
         "conv",
         "rnn",
         "hidden",
         "encoder.pos_ffn",
     ]
-    kinds = [type(gate) for gate in gates.gates.values()]
+    kinds = [type(gate) for gate in gates.values()]
     assert kinds == [NoiseGate, HardConcreteGate, *[NoiseGate] * 3]
-    assert gates.gates["features"].min_width == 6
-    assert gates.gates["hidden"].ramp == 2
-    assert {gate.granularity for gate in gates.gates.values()} == {2}
+    assert gates["features"].min_width == 6
+    assert gates["hidden"].ramp == 2
+    assert {gate.granularity for gate in gates.values()} == {2}
     loaded["model"].train()
     loaded["model"](loaded["features"](torch.randn(2, 1600))).sum().backward()
 
@@ -194,7 +194,7 @@ model: !new:speechbrain.nnet.containers.Sequential
         n_neurons: 1
 """
     )["model"]
-    assert Gates(model, input_shape=[1, 9, 24]).names == ["conv"]
+    assert list(Gates(model, input_shape=[1, 9, 24])) == ["conv"]
 
 
 def test_building_leaves_the_gates_untouched():
@@ -203,7 +203,7 @@ def test_building_leaves_the_gates_untouched():
     for _, tap, _ in gates._taps:
         assert tap.n_updates == 0
         assert (tap.variance == 1).all()
-    for name, gate in gates.gates.items():
+    for name, gate in gates.items():
         if isinstance(gate, NoiseGate):
             assert gate.kappa == 1, name
         assert gate.frozen is None
@@ -212,7 +212,7 @@ def test_building_leaves_the_gates_untouched():
 def test_granularity_of_heads():
     """The model width stays a multiple of heads and of what is asked for."""
     gates = models.gated("transformer", granularity=2)
-    sizes = {name: gate.granularity for name, gate in gates.gates.items()}
+    sizes = {name: gate.granularity for name, gate in gates.items()}
     assert sizes["layer1.pos_ffn"] == 2 and sizes["project"] == 4
     with pytest.raises(ValueError, match="granularity must divide"):
         models.gated("transformer", granularity=3)
@@ -223,7 +223,7 @@ def test_granularity_of_heads():
 def test_each_tap_acts_once_per_pass(name, gate):
     """Features are mixed once, and with all that a step needs finite."""
     gates = models.gated(name, gate)
-    for width_of in gates.gates.values():
+    for width_of in gates.values():
         width_of.set_width((width_of.size + width_of.min_width) / 2 + 0.3)
     calls = []
     for _, tap, _ in gates._taps:
@@ -242,14 +242,14 @@ def test_each_tap_acts_once_per_pass(name, gate):
 def test_a_stochastic_gate_closed_altogether_gives_no_nan():
     """At small widths all gates of a normalization may be 0 at once."""
     gates = models.gated("crnn", "stochastic")
-    for gate in gates.gates.values():
+    for gate in gates.values():
         with torch.no_grad():
             gate.location.fill_(-30)
     gates.model.train()
     for _ in range(3):
         output = gates.model(torch.randn(2, 21, 80))
         output.sum().backward()
-        assert all((g.mask == 0).all() for g in gates.gates.values())
+        assert all((g.mask == 0).all() for g in gates.values())
         assert torch.isfinite(output).all()
     for key, parameter in gates.model.named_parameters():
         if parameter.grad is not None:
@@ -260,7 +260,7 @@ def test_a_stochastic_gate_closed_altogether_gives_no_nan():
 def test_noise_reaches_the_output_in_training_only(name):
     """Two passes differ in training, not in evaluation."""
     gates = models.gated(name)
-    for gate in gates.gates.values():
+    for gate in gates.values():
         gate.set_width(max(gate.min_width, gate.size - 1.5))
     without_dropout(gates.model)
     x = torch.randn(3, 21, 80)
@@ -278,7 +278,7 @@ def test_one_noise_for_queries_keys_and_values():
         out=Linear(n_neurons=1, input_size=8),
     )
     gates = Gates(net, input_shape=[1, 9, 8], layers=["first"])
-    gates.gates["first"].set_width(4.5)
+    gates["first"].set_width(4.5)
     seen = []
     att = net.encoder.self_att.att
     att.register_forward_pre_hook(lambda module, args: seen.append(args[:3]))
@@ -295,7 +295,7 @@ def test_closed_features_do_not_matter():
     for training in (False, True):
         gates.model.train(training)
         closed = torch.ones(80, dtype=torch.bool)
-        closed[gates.gates["features"].open_channels()] = False
+        closed[gates["features"].open_channels()] = False
         other = x.clone()
         other[..., closed] = 1e3 * torch.randn(2, 21, int(closed.sum()))
         assert torch.equal(gates.model(x), gates.model(other))
@@ -330,13 +330,13 @@ def test_packed_sequences_train():
         out=Linear(n_neurons=1, input_size=6),
     )
     gates = Gates(net, input_shape=[1, 9, 8])
-    gates.gates["first"].set_width(6.5)
+    gates["first"].set_width(6.5)
     net.train()
     gates._refresh(net, None)
     lengths = torch.tensor([1.0, 0.5, 0.75])
     output, _ = net.rnn(net.first(torch.randn(3, 12, 8)), lengths=lengths)
     output.square().sum().backward()
-    assert torch.isfinite(gates.gates["first"].kappa.grad).all()
+    assert torch.isfinite(gates["first"].kappa.grad).all()
     assert net.rnn.rnn.tap.n_updates == 1
 
 
@@ -375,7 +375,7 @@ def test_noise_has_the_deviation_of_the_features():
     with torch.no_grad():
         net.first.w.weight.copy_(5 * torch.eye(4))
     gates = Gates(net, input_shape=[1, 9, 4])
-    gates.gates["first"].set_width(2.5)
+    gates["first"].set_width(2.5)
     seen = []
     net.out.w.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
     net.train()
@@ -405,12 +405,12 @@ def test_usefulness_decides_the_order():
         # Unit 1 matters by its second direction only
         net.out.w.weight.copy_(torch.tensor([[0.3, 0.1, 0.2, 0.3, 9, 0.2]]))
     gates.reorder()
-    assert gates.gates["first"].rank.tolist() == [4, 1, 3, 0, 2]
-    assert gates.gates["rnn"].rank.tolist() == [1, 0, 2]
-    gates.gates["first"].reorder(torch.arange(5.0, 0, -1))
+    assert gates["first"].rank.tolist() == [4, 1, 3, 0, 2]
+    assert gates["rnn"].rank.tolist() == [1, 0, 2]
+    gates["first"].reorder(torch.arange(5.0, 0, -1))
     gates.reorders = False
     gates.reorder()
-    assert gates.gates["first"].rank.tolist() == [0, 1, 2, 3, 4]
+    assert gates["first"].rank.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_reordering_open_gates_changes_nothing():
@@ -426,7 +426,7 @@ def test_gates_are_part_of_the_model():
     """One state dict holds weights, widths, order and statistics, once."""
     gates = models.gated("transformer")
     state = gates.model.state_dict()
-    assert sum(key.endswith(".kappa") for key in state) == len(gates.gates)
+    assert sum(key.endswith(".kappa") for key in state) == len(gates)
     models.scramble(gates)
     gates.freeze(models.random_widths(gates))
     other = models.gated("transformer", seed=1)
@@ -440,21 +440,21 @@ def test_parameters_of_the_gates():
     """One parameter for each noise gate, all in the model."""
     gates = models.gated("crnn")
     parameters = gates.parameters()
-    assert len(parameters) == len(gates.gates) == 5
+    assert len(parameters) == len(gates) == 5
     of_model = {id(p) for p in gates.model.parameters()}
     assert all(id(p) in of_model for p in parameters)
 
 
 def test_features_or_a_shape_is_needed():
     """Costs need an example; says what is missing."""
-    with pytest.raises(ValueError, match="features or input_shape"):
+    with pytest.raises(ValueError, match="front_end or input_shape"):
         Gates(models.crnn())
 
 
 def test_autocast():
     """Half-precision passes keep their type and are finite."""
     gates = models.gated("transformer")
-    for gate in gates.gates.values():
+    for gate in gates.values():
         gate.set_width(gate.size - 2.5)
     gates.model.train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -473,11 +473,11 @@ def test_taps_are_where_features_are_read():
         if isinstance(module, Tap)
     }
     assert tapped == {
-        "conv1.conv": gates.gates["features"],
-        "conv2.conv": gates.gates["conv1"],
-        "rnn.rnn": gates.gates["conv2"],
-        "hidden.w": gates.gates["rnn"],
-        "out.w": gates.gates["hidden"],
+        "conv1.conv": gates["features"],
+        "conv2.conv": gates["conv1"],
+        "rnn.rnn": gates["conv2"],
+        "hidden.w": gates["rnn"],
+        "out.w": gates["hidden"],
     }
 
 
@@ -496,7 +496,7 @@ def test_order_of_mel_bands():
     for reorder in (True, False):
         gates = models.gated("crnn", reorder=reorder)
         gates.reorder()
-        gate = gates.gates["features"]
+        gate = gates["features"]
         gate.freeze(20)
         lowest = torch.equal(gate.open_channels(), torch.arange(20))
         assert lowest is not reorder
@@ -515,7 +515,7 @@ def small_transformer(**options):
 
 def test_groups_have_kinds():
     """By what makes their channels."""
-    kinds = {group.name: group.kind for group in small_transformer().groups}
+    kinds = {group.name: group.role for group in small_transformer().groups}
     assert kinds == {
         "features": "features",
         "project": "residual",
@@ -527,8 +527,8 @@ def test_groups_have_kinds():
 
 def test_layers_are_selected_by_kind():
     """Feed-forward blocks alone, say."""
-    assert small_transformer(layers=["kind:ffn"]).names == ["encoder.pos_ffn"]
-    names = small_transformer(layers=["kind:r*"]).names
+    assert list(small_transformer(layers=["role:ffn"])) == ["encoder.pos_ffn"]
+    names = list(small_transformer(layers=["role:r*"]))
     assert names == ["project", "rnn"]
 
 
@@ -537,23 +537,23 @@ def test_patterns_have_options_of_their_own():
     layers = load_hyperpyyaml("""
 layers:
     "*": {kappa_min: 0.5}
-    "kind:ffn": {kappa_min: 0.25, granularity: 8}
+    "role:ffn": {kappa_min: 0.25, granularity: 8}
     rnn: {granularity: 3}
     project: False
 """)["layers"]
     gates = small_transformer(layers=layers, granularity=2)
     assert gates.min_widths() == {"encoder.pos_ffn": 8, "rnn": 3}
-    steps = {name: gate.granularity for name, gate in gates.gates.items()}
+    steps = {name: gate.granularity for name, gate in gates.items()}
     assert steps == {"encoder.pos_ffn": 8, "rnn": 3}
     gates = small_transformer(layers={"project": None}, granularity=4)
-    assert gates.gates["project"].granularity == 4
+    assert gates["project"].granularity == 4
 
 
 @pytest.mark.parametrize(
     "layers, message",
     [
         ({"*": {}, "conv*": {}}, "'conv\\*' names no group"),
-        (["kind:conv"], "kinds: .*'ffn'"),
+        (["role:conv"], "roles: .*'ffn'"),
         ({"rnn": {"granularity": 5}}, "'rnn', 'rnn': granularity must divide"),
         ({"r*": {"kappa": 0.1}}, "'r\\*', 'rnn': .*kappa"),
         ({"rnn": {"kappa_min": 2}}, "'rnn', 'rnn': kappa_min must be in"),
@@ -575,7 +575,7 @@ def test_clipping_of_gated_bands_is_a_warning(top_db, warned, caplog):
     net.append(Linear, n_neurons=1, layer_name="out")
     features = sb.lobes.features.Fbank(n_mels=20)
     features.compute_fbanks.top_db = top_db
-    Gates(net, features=features, layers=["hidden"])
+    Gates(net, front_end=features, layers=["hidden"])
     assert "top_db" not in caplog.text
-    Gates(net, features=features)
+    Gates(net, front_end=features)
     assert ("top_db 80.0" in caplog.text) == warned

@@ -11,11 +11,11 @@ import copy
 
 import torch
 
+from noisegate.attach import Masked, attach
 from noisegate.cut import detached_copy, fold
 from noisegate.gate import NoiseGate
-from noisegate.gates import MaskedNorm, attach
-from noisegate.leaves import CONVS, TRANSPOSED, depthwise, kind
 from noisegate.probe import tensors
+from noisegate.rules.base import rule_of
 
 try:
     import torch_pruning
@@ -145,7 +145,8 @@ def _unread(model, group, names):
     for path, functions in removed.items():
         layer = copied.get_submodule(path)
         read = functions.get("prune_in_channels", set())
-        if kind(layer) == "norm" and not hasattr(layer, "gamma"):
+        rule = rule_of(layer)
+        if rule.masks == ("norm",) and not hasattr(layer, "gamma"):
             closed = sorted(set().union(*functions.values()))
             n_channels = getattr(layer, "num_channels", None)
             if n_channels is None:
@@ -160,13 +161,14 @@ def _unread(model, group, names):
             gate.rank.copy_(rank.argsort(stable=True).argsort())
             gate.freeze(n_channels - len(closed))
             gate.eval().refresh()
-            masked = MaskedNorm(layer)
+            masked = Masked(rule)
             layer.add_module("masked", masked)
-            masked.add(gate, None)
-        elif read and not depthwise(layer) and kind(layer) == "maker":
-            if not isinstance(layer, (torch.nn.Linear, *CONVS, *TRANSPOSED)):
+            masked.add("norm", gate, None)
+            masked.put_on(layer)
+        elif read and rule.makes:
+            if rule.family not in ("linear", "conv"):
                 return None
-            axis = 0 if isinstance(layer, TRANSPOSED) else 1
+            axis = rule.weight_axes["in"]
             with torch.no_grad():
                 layer.weight.index_fill_(axis, torch.tensor(sorted(read)), 0)
     return copied

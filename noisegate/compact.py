@@ -12,7 +12,6 @@ Authors
 """
 
 import copy
-import inspect
 import io
 import json
 import os
@@ -24,19 +23,15 @@ import ruamel.yaml
 import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
-from speechbrain.lobes.models.transformer.Transformer import (
-    TransformerEncoderLayer,
-)
 
-from noisegate.cut import cut, detached_copy, kept_features
-from noisegate.gate import Gate
-from noisegate.gates import Gates, Tap, _MaskedLayer
-from noisegate.layers import GATED_LAYERS
-from noisegate.leaves import FEATURES
+from noisegate.cut import cut, kept_features
+from noisegate.layers import undeclare
+from noisegate.probe import FORWARD_ERRORS
+from noisegate.rules.base import attributes, rule_of
+from noisegate.rules.features import FEATURES, FbankRule
 
 # Attributes that do not come from the constructor, or are written separately
 _STATE = ("training", "top_db")
-_OWN_CHILDREN = (Tap, _MaskedLayer, Gate)
 
 
 def compact(gates):
@@ -53,31 +48,31 @@ def compact(gates):
     model : torch.nn.Module
         A plain copy in evaluation mode, whose output equals that of the
         gated model in evaluation.
-    features : speechbrain.lobes.features.Fbank
+    front_end : speechbrain.lobes.features.Fbank
         A copy of the front-end that makes only the open mel bands, or None.
 
     Example
     -------
+    >>> import noisegate
     >>> from speechbrain.nnet.containers import Sequential
     >>> from speechbrain.nnet.linear import Linear
     >>> net = Sequential(input_shape=[None, None, 8])
     >>> net.append(Linear, n_neurons=16, layer_name="hidden")
     >>> net.append(Linear, n_neurons=1, layer_name="out")
-    >>> gates = Gates(net, input_shape=[1, 100, 8])
+    >>> gates = noisegate.Gates(net, input_shape=[1, 100, 8])
     >>> gates.freeze({"hidden": 4})
     >>> plain, _ = compact(gates)
     >>> plain.hidden.w, plain.out.w.in_features
     (Linear(in_features=8, out_features=4, bias=True), 4)
     """
-    model = _strip(detached_copy(gates.model))
-    features = None
-    if gates.front_end is not None:
-        features = _strip(copy.deepcopy(gates.front_end))
-    keep = {name: gate.open_channels().cpu() for name, gate in gates.items()}
-    cut(model, kept_features(gates.groups, keep))
+    model, front_end = gates.plain_copy(), copy.deepcopy(gates.front_end)
+    keep = {name: open_.cpu() for name, open_ in gates.open_channels().items()}
+    cut(undeclare(model), kept_features(gates.groups, keep))
+    if front_end is not None:
+        undeclare(front_end)
     if FEATURES in keep:
-        features = _cut_fbank(features, keep[FEATURES])
-    return model.eval(), features
+        front_end = FbankRule(front_end).cut("out", keep[FEATURES])
+    return model.eval(), front_end
 
 
 def final_sizes(gates, model):
@@ -95,9 +90,8 @@ def final_sizes(gates, model):
     dict
         ``{path: {role: size}}``, what :func:`shrink` needs.
     """
-    keep = {name: g.open_channels() for name, g in gates.items()}
-    sizes = {}
-    for (path, role), index in kept_features(gates.groups, keep).items():
+    sizes, kept = {}, kept_features(gates.groups, gates.open_channels())
+    for (path, role), index in kept.items():
         size = len(index)
         if role == "norm":
             layer = model.get_submodule(path)
@@ -175,201 +169,12 @@ def constructor(hparams_file, key, overrides=None):
     return out.getvalue().strip()
 
 
-def _strip(model):
-    """Takes gates, taps and gated classes out of a copied model."""
-    for module in model.modules():
-        for name, child in list(module.named_children()):
-            if isinstance(child, _OWN_CHILDREN):
-                del module._modules[name]
-        hooks = module._forward_pre_hooks
-        for key, hook in list(hooks.items()):
-            if isinstance(getattr(hook, "__self__", None), (Tap, Gates)):
-                del hooks[key]
-        if hasattr(module.__dict__.get("forward"), "func"):
-            del module.__dict__["forward"]
-        if isinstance(module, GATED_LAYERS):
-            module.__class__ = type(module).__bases__[0]
-            del module.gate
-    return model
-
-
-def _cut_fbank(features, keep):
-    """A filterbank with the filters ``keep`` only.
-
-    SpeechBrain's trainable filterbank keeps centres and bandwidths as
-    parameters: any subset of filters can be loaded into one.
-    """
-    old = features.compute_fbanks
-    arguments = _arguments(features)
-    arguments.update(n_mels=len(keep), requires_grad=True)
-    new = sb.lobes.features.Fbank(**arguments)
-    # The new one multiplies by the sample rate, the old one by its settings
-    scale = 1 / old.sample_rate if old.freeze else old.param_change_factor**2
-    with torch.no_grad():
-        new.compute_fbanks.f_central.copy_(old.f_central.cpu()[keep] * scale)
-        new.compute_fbanks.band.copy_(old.band.cpu()[keep] * scale)
-    new.compute_fbanks.top_db = old.top_db
-    return new.requires_grad_(False)
-
-
-# ---------------------------------------------------------------------------
-# Saving
-
-
-def _fbank_arguments(module):
-    stft, bank = module.compute_STFT, module.compute_fbanks
-    arguments = {
-        "deltas": module.deltas,
-        "context": module.context,
-        "requires_grad": module.requires_grad,
-        "sample_rate": stft.sample_rate,
-        "f_min": bank.f_min,
-        "f_max": bank.f_max,
-        "n_fft": bank.n_fft,
-        "n_mels": bank.n_mels,
-        "filter_shape": bank.filter_shape,
-        "win_length": 1000 * stft.win_length / stft.sample_rate,
-        "hop_length": 1000 * stft.hop_length / stft.sample_rate,
-    }
-    return arguments
-
-
-def _conv_arguments(module):
-    conv = module.conv
-    arguments = {
-        "out_channels": conv.out_channels,
-        "kernel_size": module.kernel_size,
-        "in_channels": conv.in_channels,
-        "stride": module.stride,
-        "dilation": module.dilation,
-        "padding": module.padding,
-        "groups": conv.groups,
-        "bias": conv.bias is not None,
-        "padding_mode": module.padding_mode,
-        "skip_transpose": module.skip_transpose,
-    }
-    if module.unsqueeze:  # decided by the constructor from the input shape
-        del arguments["in_channels"]
-        arguments["input_shape"] = [1] * (1 + len(conv.kernel_size))
-    return arguments
-
-
-def _gru_arguments(module):
-    rnn = module.rnn
-    arguments = {
-        "hidden_size": rnn.hidden_size,
-        "input_size": rnn.input_size,
-        "num_layers": rnn.num_layers,
-        "bias": rnn.bias,
-        "dropout": rnn.dropout,
-        "bidirectional": rnn.bidirectional,
-    }
-    if module.reshape:  # decided by the constructor from the input shape
-        del arguments["input_size"]
-        arguments["input_shape"] = [1, 1, 1, rnn.input_size]
-    return arguments
-
-
-def _encoder_arguments(module):
-    att, ffn = module.self_att.att, module.pos_ffn
-    arguments = {
-        "nhead": att.num_heads,
-        "d_model": att.embed_dim,
-        "dropout": module.dropout1.p,
-        "normalize_before": module.normalize_before,
-        "ffn_type": module.pos_ffn_type,
-    }
-    if module.pos_ffn_type == "regularFFN":
-        arguments["d_ffn"] = ffn.ffn[0].out_features
-        arguments["activation"] = type(ffn.ffn[1])
-    else:
-        arguments["d_ffn"] = ffn[0].conv.out_channels
-        arguments["ffn_cnn_kernel_size_list"] = [
-            ffn[0].kernel_size,
-            ffn[2].kernel_size,
-        ]
-        arguments["causal"] = ffn[0].padding == "causal"
-    return arguments
-
-
-def _norm_arguments(module):
-    norm = module.norm
-    arguments = {"eps": norm.eps}
-    if isinstance(norm, torch.nn.LayerNorm):
-        arguments["input_size"] = list(norm.normalized_shape)
-        arguments["elementwise_affine"] = norm.weight is not None
-        return arguments
-    arguments["input_size"] = norm.num_features
-    arguments["momentum"] = norm.momentum
-    arguments["affine"] = norm.affine
-    arguments["track_running_stats"] = norm.track_running_stats
-    if isinstance(module, sb.nnet.normalization.BatchNorm1d):
-        arguments["combine_batch_time"] = module.combine_batch_time
-        arguments["skip_transpose"] = module.skip_transpose
-    return arguments
-
-
-def _pooling_arguments(module):
-    pool = module.pool_layer
-    arguments = {
-        "pool_type": "max" if "Max" in type(pool).__name__ else "avg",
-        "kernel_size": pool.kernel_size,
-        "stride": pool.stride,
-        "padding": pool.padding,
-        "ceil_mode": pool.ceil_mode,
-    }
-    if arguments["pool_type"] == "max":
-        arguments["dilation"] = pool.dilation
-    planes = isinstance(pool, (torch.nn.AvgPool2d, torch.nn.MaxPool2d))
-    for key, value in arguments.items():
-        if isinstance(value, tuple):
-            arguments[key] = value[-1]
-    arguments["input_dims"] = 4 if planes else 3
-    arguments["pool_axis"] = module.pool_axis
-    return arguments
-
-
-def _linear_arguments(module):
-    return {
-        "n_neurons": module.w.out_features,
-        "input_size": module.w.in_features,
-        "bias": module.w.bias is not None,
-        "max_norm": module.max_norm,
-        "combine_dims": module.combine_dims,
-    }
-
-
-_ARGUMENTS = {
-    sb.lobes.features.Fbank: _fbank_arguments,
-    sb.nnet.CNN.Conv1d: _conv_arguments,
-    sb.nnet.CNN.Conv2d: _conv_arguments,
-    sb.nnet.RNN.GRU: _gru_arguments,
-    sb.nnet.linear.Linear: _linear_arguments,
-    sb.nnet.normalization.BatchNorm1d: _norm_arguments,
-    sb.nnet.normalization.BatchNorm2d: _norm_arguments,
-    sb.nnet.normalization.LayerNorm: _norm_arguments,
-    sb.nnet.pooling.Pooling1d: _pooling_arguments,
-    TransformerEncoderLayer: _encoder_arguments,
-}
-
-
 def _arguments(module):
     """Constructor arguments that build a module of these sizes again."""
-    for kind, arguments in _ARGUMENTS.items():
-        if isinstance(module, kind):
-            return arguments(module)
-    kept = {}
-    for name, parameter in inspect.signature(type(module)).parameters.items():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
-        if hasattr(module, name):
-            kept[name] = getattr(module, name)
-        elif parameter.default is parameter.empty:
-            raise ValueError(
-                f"cannot write {type(module).__name__} to YAML: its argument "
-                f"'{name}' is not kept as an attribute"
-            )
-    return kept
+    rule = rule_of(module)
+    if rule is None and isinstance(module, sb.lobes.features.Fbank):
+        rule = FbankRule(module)
+    return attributes(module) if rule is None else rule.arguments()
 
 
 def _scalar(value):
@@ -430,7 +235,7 @@ def _builds(expression, module):
     try:
         with torch.random.fork_rng():
             built = load_hyperpyyaml(f"module: {expression}")["module"]
-    except Exception:  # whatever a constructor raises for such sizes
+    except FORWARD_ERRORS:  # what a constructor raises for such sizes
         return False
     return _settings(built) == _settings(module)
 

@@ -5,42 +5,28 @@ are 2 x MACs. Counted: linear and convolutional layers, recurrences, attention
 (projections and inner products), the mel filterbank. Not counted: biases,
 activations, normalizations, the FFT.
 
-One formula per layer type serves real-valued widths (the loss) and integer
-widths (the report); at integer widths it equals what
-``torch.utils.flop_counter.FlopCounterMode`` counts on the cut model.
+The formula of each layer is that of its rule (:mod:`noisegate.rules`). It
+serves real-valued widths (the loss) and integer widths (the report); at
+integer widths it equals what ``torch.utils.flop_counter.FlopCounterMode``
+counts on the cut model.
 
 Authors
  * The noisegate developers, 2026
 """
 
 import copy
-import math
 
 import torch
-from speechbrain.nnet.attention import RelPosMHAXL, RoPEMHA
 from speechbrain.utils.logger import get_logger
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from noisegate.cut import cut, detached_copy, kept_features
-from noisegate.leaves import (
-    ATTENTION,
-    CELLS,
-    CONVS,
-    FEATURES,
-    RECURRENT,
-    TRANSPOSED,
-    depthwise,
-    find_leaves,
-    kind,
-    n_made,
-    n_read,
-    scale_and_shift,
-)
-from noisegate.probe import tensors
+from noisegate.probe import evaluating, tensors
+from noisegate.rules.base import Cost, find_leaves, rule_of
+from noisegate.rules.features import FEATURES, FbankRule
 
 logger = get_logger(__name__)
-
 
 PRODUCTS = "products between the layers"
 
@@ -65,8 +51,9 @@ def count_macs(model, inputs):
     60
     """
     # Kernels that compute a whole layer are not counted
-    recurrent = any(isinstance(m, RECURRENT) for m in model.modules())
-    onednn = torch.backends.mkldnn.enabled and not recurrent
+    rules = (rule_of(module) for module in model.modules())
+    fused = any(rule is not None and rule.fused for rule in rules)
+    onednn = torch.backends.mkldnn.enabled and not fused
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -82,323 +69,9 @@ def count_macs(model, inputs):
     return counter.get_total_flops() // 2
 
 
-def linear_cost(layer, n_in, n_out, calls):
-    """Cost of a Linear layer.
-
-    Arguments
-    ---------
-    layer : torch.nn.Linear
-        The layer, for what does not depend on the widths.
-    n_in : int or torch.Tensor
-        Number of input features.
-    n_out : int or torch.Tensor
-        Number of output features.
-    calls : dict
-        "positions": number of vectors that pass the layer.
-
-    Returns
-    -------
-    tuple
-        MACs, parameters and output elements (activations).
-    """
-    macs = calls["positions"] * n_in * n_out
-    params = n_in * n_out + n_out * (layer.bias is not None)
-    return macs, params, calls["positions"] * n_out
-
-
-def conv_cost(layer, n_in, n_out, calls):
-    """Cost of a Conv1d or Conv2d layer; arguments as :func:`linear_cost`.
-
-    Arguments
-    ---------
-    layer : torch.nn.Conv1d or torch.nn.Conv2d
-        The layer.
-    n_in : int or torch.Tensor
-        Number of input channels.
-    n_out : int or torch.Tensor
-        Number of output channels.
-    calls : dict
-        "positions": number of output positions.
-
-    Returns
-    -------
-    tuple
-        MACs, parameters, activations.
-    """
-    weights = n_in * n_out * math.prod(layer.kernel_size)
-    params = weights + n_out * (layer.bias is not None)
-    return calls["positions"] * weights, params, calls["positions"] * n_out
-
-
-def depthwise_cost(layer, n_in, n_out, calls):
-    """Cost of a convolution of each channel by itself.
-
-    Arguments
-    ---------
-    layer : torch.nn.Module
-        The convolution.
-    n_in : int or torch.Tensor
-        Number of channels.
-    n_out : int or torch.Tensor
-        The same.
-    calls : dict
-        "positions": number of output positions.
-
-    Returns
-    -------
-    tuple
-        MACs, parameters, activations.
-    """
-    weights = n_in * math.prod(layer.kernel_size)
-    params = weights + n_in * (layer.bias is not None)
-    return calls["positions"] * weights, params, calls["positions"] * n_in
-
-
-def recurrent_cost(layer, n_in, n_out, calls):
-    """Cost of an RNN of L layers and D directions with H units.
-
-    ``MACs = positions G D H ((n_in + H) + (L - 1)(D H + H))``, where G is 3
-    for a GRU, 4 for an LSTM and 1 for a simple RNN.
-
-    Arguments
-    ---------
-    layer : torch.nn.Module
-        GRU, LSTM, RNN, or a cell of one of these.
-    n_in : int or torch.Tensor
-        Number of input features.
-    n_out : int or torch.Tensor
-        Number of units H.
-    calls : dict
-        "positions": number of frames.
-
-    Returns
-    -------
-    tuple
-        MACs, parameters, activations.
-    """
-    directions = 2 if getattr(layer, "bidirectional", False) else 1
-    n_layers = getattr(layer, "num_layers", 1)
-    parts = next(layer.parameters()).shape[0] // layer.hidden_size
-    per_unit = (n_in + n_out) + (n_layers - 1) * (directions * n_out + n_out)
-    weights = parts * directions * n_out * per_unit
-    biases = 2 * parts * directions * n_out * n_layers * layer.bias
-    elements = calls["positions"] * directions * n_out * n_layers
-    return calls["positions"] * weights, weights + biases, elements
-
-
-def attention_cost(layer, n_in, n_out, calls):
-    """Cost of attention of model width E: projections and inner products.
-
-    ``MACs = 2 queries E E + 2 keys E E + 2 pairs E``
-
-    Arguments
-    ---------
-    layer : torch.nn.MultiheadAttention
-        The layer.
-    n_in : int or torch.Tensor
-        Model width E.
-    n_out : int or torch.Tensor
-        The same.
-    calls : dict
-        "queries", "keys": number of vectors; "pairs" of one and the other.
-
-    Returns
-    -------
-    tuple
-        MACs, parameters, activations.
-    """
-    n_vectors = 2 * calls["queries"] + 2 * calls["keys"]
-    macs = n_vectors * n_in * n_out + 2 * calls["pairs"] * n_out
-    biases = 4 * n_out * (layer.in_proj_bias is not None)
-    elements = n_vectors * n_out + calls["pairs"] * layer.num_heads
-    return macs, 4 * n_in * n_out + biases, elements
-
-
-def relative_attention_cost(layer, n_in, n_out, calls):
-    """Cost of SpeechBrain's RelPosMHAXL and RoPEMHA.
-
-    Arguments
-    ---------
-    layer : speechbrain.nnet.attention.RelPosMHAXL
-        The layer.
-    n_in : int or torch.Tensor
-        Number of input features.
-    n_out : int or torch.Tensor
-        Number of output features.
-    calls : dict
-        "queries", "keys", "offsets": number of vectors; "pairs" of queries
-        and keys; "pairs_offsets" of queries and offsets; "heads": inner width
-        of a head.
-
-    Returns
-    -------
-    tuple
-        MACs, parameters, activations.
-    """
-    inner = layer.num_heads * calls["heads"]
-    in_macs = (calls["queries"] + 2 * calls["keys"]) * n_in * inner
-    out_macs = calls["queries"] * inner * n_out
-    offsets = calls["offsets"] * layer.embed_dim * inner
-    products = (2 * calls["pairs"] + calls["pairs_offsets"]) * inner
-    params = 3 * n_in * inner + inner * n_out + n_out
-    if calls["offsets"]:
-        params = params + layer.embed_dim * inner + 2 * inner
-    elements = (calls["queries"] + 2 * calls["keys"]) * inner
-    elements = elements + calls["queries"] * n_out
-    elements = elements + calls["pairs"] * layer.num_heads
-    return in_macs + out_macs + offsets + products, params, elements
-
-
-def norm_cost(layer, n_in, n_out, calls):
-    """Cost of what treats or normalizes channels: parameters only.
-
-    Arguments
-    ---------
-    layer : torch.nn.Module
-        BatchNorm, LayerNorm, PReLU, ...
-    n_in : int or torch.Tensor
-        Number of channels.
-    n_out : int or torch.Tensor
-        The same.
-    calls : dict
-        "positions": number of vectors.
-
-    Returns
-    -------
-    tuple
-        0 MACs, parameters, activations.
-    """
-    if kind(layer) == "norm":
-        given = scale_and_shift(layer)
-    else:
-        given = layer.weight, getattr(layer, "bias", None)
-    params = sum(tensor is not None for tensor in given) * n_in
-    return 0, params, calls["positions"] * n_in
-
-
-def embedding_cost(layer, n_in, n_out, calls):
-    """Cost of an embedding: parameters only.
-
-    Arguments
-    ---------
-    layer : torch.nn.Embedding
-        The layer.
-    n_in : int
-        Number of tokens.
-    n_out : int or torch.Tensor
-        Number of features.
-    calls : dict
-        "positions": number of vectors.
-
-    Returns
-    -------
-    tuple
-        0 MACs, parameters, activations.
-    """
-    return 0, layer.num_embeddings * n_out, calls["positions"] * n_out
-
-
-def tensor_cost(tensor, n_in, n_out, calls):
-    """Cost of a parameter that the model itself adds or multiplies.
-
-    Arguments
-    ---------
-    tensor : torch.nn.Parameter
-        The parameter.
-    n_in : int or torch.Tensor
-        Number of entries that depend on the widths.
-    n_out : int
-        Not used.
-    calls : dict
-        "others": number of entries along the other axes.
-
-    Returns
-    -------
-    tuple
-        0 MACs, parameters, 0 activations.
-    """
-    return 0, n_in * calls["others"], 0
-
-
-def fbank_cost(features, n_in, n_out, calls):
-    """Cost of a mel filterbank: spectrum times filter matrix.
-
-    Arguments
-    ---------
-    features : speechbrain.lobes.features.Fbank
-        The front-end.
-    n_in : int
-        Number of frequency bins.
-    n_out : int or torch.Tensor
-        Number of mel bands.
-    calls : dict
-        "positions": number of frames.
-
-    Returns
-    -------
-    tuple
-        MACs, no parameters (the filters are fixed), activations.
-    """
-    positions = calls["positions"]
-    return positions * n_in * n_out, 0, positions * n_out
-
-
-def _formula(layer):
-    """The formula of a leaf."""
-    if depthwise(layer):
-        return depthwise_cost
-    if kind(layer) in ("each", "norm"):
-        return norm_cost
-    for kinds, formula in (
-        (torch.nn.Linear, linear_cost),
-        (CONVS + TRANSPOSED, conv_cost),
-        (RECURRENT + CELLS, recurrent_cost),
-        (torch.nn.Embedding, embedding_cost),
-        (torch.nn.MultiheadAttention, attention_cost),
-        ((RelPosMHAXL, RoPEMHA), relative_attention_cost),
-    ):
-        if isinstance(layer, kinds):
-            return formula
-
-
-def _record(layer, args, output):
-    """What a formula needs to know of one forward pass."""
-    if isinstance(layer, ATTENTION):
-        return _record_attention(layer, args)
-    output = tensors(output)[0]
-    if isinstance(layer, TRANSPOSED):
-        # Each input position is multiplied by the whole kernel
-        return {"positions": args[0].numel() // layer.in_channels}
-    if isinstance(layer, CONVS):
-        channels = layer.out_channels
-    elif kind(layer) in ("each", "norm"):
-        channels = n_read(layer)
-    else:
-        channels = output.shape[-1]
-    return {"positions": output.numel() // channels}
-
-
-def _in_order(layer, args, kwargs):
-    """All arguments of a call, those of attention in the order it has."""
-    if isinstance(layer, ATTENTION):
-        names = ("query", "key", "value", "pos_embs")
-        return [*args, *(kwargs.get(name) for name in names[len(args) :])]
-    return [*args, *kwargs.values()]
-
-
-def _record_attention(layer, args):
-    query, key = args[:2]
-    first = getattr(layer, "batch_first", True) or query.dim() == 2
-    n_keys = key.shape[-2] if first else key.shape[0]
-    queries, keys = (x.numel() // x.shape[-1] for x in (query, key))
-    recorded = {"queries": queries, "keys": keys, "pairs": queries * n_keys}
-    if isinstance(layer, torch.nn.MultiheadAttention):
-        return recorded
-    offsets = 0
-    if isinstance(layer, RelPosMHAXL):
-        offsets = args[3].numel() // args[3].shape[-1]
-    recorded.update(offsets=offsets, pairs_offsets=queries * offsets)
-    return recorded
+def _parameter_cost(widths, calls):
+    """Cost of a parameter that the model itself adds or multiplies."""
+    return Cost(0, widths["entries"] * calls["others"], 0)
 
 
 def _count_cut(model, groups, widths, inputs):
@@ -417,6 +90,10 @@ def _count_cut(model, groups, widths, inputs):
 class CostModel:
     """MACs, parameters and activations as functions of the widths.
 
+    Widths are given as dict of str to (int or torch.Tensor) by group; those
+    left out have their full size. Results are exact for integers and
+    differentiable for tensors.
+
     Arguments
     ---------
     model : torch.nn.Module
@@ -427,152 +104,117 @@ class CostModel:
         Example arguments, a waveform (1, samples) if there is a front-end.
     seconds : float
         Duration of the example: costs are quoted per second of audio.
-    features : speechbrain.lobes.features.Fbank
+    front_end : speechbrain.lobes.features.Fbank
         The front-end, optional.
     """
 
-    def __init__(self, model, groups, example, seconds, features=None):
+    def __init__(self, model, groups, example, seconds, front_end=None):
         self.seconds = seconds
         self.sizes = {group.name: group.size for group in groups}
-        ports = {}  # (path, role): [(group, features per channel)]
+        self._ports = {}  # (path, role): [(group, features per channel)]
         for group in groups:
             for port in group.ports:
                 read = group.size
                 if port.index is not None:
                     read = int((port.index >= 0).sum())
-                n_each = read // group.size
-                if port.role == "out" and port.layer != FEATURES:
-                    layer = model.get_submodule(port.layer)
-                    if isinstance(layer, RECURRENT):
-                        n_each = 1  # its units, whatever its directions
-                place = ports.setdefault((port.layer, port.role), [])
-                place.append((group.name, n_each))
-        self._layers = []  # (path, layer, formula, in, out, calls)
+                place = self._ports.setdefault((port.layer, port.role), [])
+                place.append((group.name, read // group.size))
+        self._layers = []  # (path, function, widths by role, recorded)
         # MACs of products between the layers: at full width, and how many
         # fewer each missing channel of a group makes them
         self._products, self._per_missing = 0, {}
-        calls = self._run(model, example, features)
-        counted = calls.pop(PRODUCTS)
-        if features is not None:
-            frames = {"positions": calls.pop(FEATURES)}
-            bins = features.compute_fbanks.n_stft
-            made = 0, [(FEATURES, 1)]
-            self._layers.append(
-                (FEATURES, features, fbank_cost, (bins, []), made, frames)
-            )
-        for path, (layer, formula, recorded) in calls.items():
-
-            def width(role, full, path=path):
-                # Features of no group, e.g. of the input, are always there
-                parts = ports.get((path, role), [])
-                varying = sum(self.sizes[name] * n for name, n in parts)
-                return full - varying, parts
-
-            if kind(layer) == "maker":
-                n_in = (0, [])
-                if formula is not embedding_cost:
-                    n_in = width("in", n_read(layer))
-                n_out = width("out", n_made(layer))
-            else:
-                n_in = n_out = width("norm", n_read(layer))
-            if formula is relative_attention_cost:
-                recorded["heads"] = width("heads", layer.head_dim)
-            self._layers.append((path, layer, formula, n_in, n_out, recorded))
-        for path, parameter in self._other_parameters(model, calls):
-            axes = [
-                (axis, ports[path, f"axis{axis}"])
-                for axis in range(parameter.dim())
-                if (path, f"axis{axis}") in ports
-            ]
-            # One axis is of channels, or none
-            size, parts = (axes or [(None, [])])[0]
-            size = 1 if size is None else parameter.shape[size]
-            varying = sum(self.sizes[name] * n for name, n in parts)
-            others = {"others": parameter.numel() // size}
-            self._layers.append(
-                (
-                    path,
-                    parameter,
-                    tensor_cost,
-                    (size - varying, parts),
-                    (0, []),
-                    others,
-                )
-            )
+        rules, calls, counted = self._run(model, example, front_end)
+        for path, recorded in calls.items():
+            self._add(path, rules[path].cost, rules[path].sizes(), recorded)
+        owned = {
+            id(parameter)
+            for path in calls
+            for parameter in rules[path].layer.parameters()
+        }
+        for path, parameter in model.named_parameters():
+            if id(parameter) not in owned:
+                self._add_parameter(path, parameter)
         self._products = counted - self._model_macs()
         self._full_macs = self.macs()  # asked for at every step
 
-    @staticmethod
-    def _other_parameters(model, calls):
-        """Parameters of no layer that has a formula."""
-        owned = {
-            id(parameter)
-            for layer, _, _ in calls.values()
-            for parameter in layer.parameters()
+    def _width(self, path, role, full):
+        """Features of no group, e.g. of the input, and those of groups."""
+        parts = self._ports.get((path, role), [])
+        varying = sum(self.sizes[name] * n for name, n in parts)
+        return full - varying, parts
+
+    def _add(self, path, function, sizes, recorded):
+        widths = {
+            role: self._width(path, role, full) for role, full in sizes.items()
         }
-        return [
-            (path, parameter)
-            for path, parameter in model.named_parameters()
-            if id(parameter) not in owned
+        self._layers.append((path, function, widths, recorded))
+
+    def _add_parameter(self, path, parameter):
+        axes = [
+            axis
+            for axis in range(parameter.dim())
+            if (path, f"axis{axis}") in self._ports
         ]
+        # One axis is of channels, or none
+        size = parameter.shape[axes[0]] if axes else 1
+        width = self._width(path, f"axis{axes[0]}" if axes else "", size)
+        others = {"others": parameter.numel() // size}
+        self._layers.append((path, _parameter_cost, {"entries": width}, others))
 
-    def _run(self, model, example, features):
-        """One evaluation pass that records what the formulas need."""
-        calls, handles = {}, []
+    @staticmethod
+    def _run(model, example, front_end):
+        """One evaluation pass that records what the costs depend on."""
+        rules, calls, handles = find_leaves(model), {}, []
 
-        def watch(path, layer):
-            def hook(module, args, kwargs, output):
-                recorded = _record(
-                    module, _in_order(module, args, kwargs), output
-                )
-                if path in calls:  # the layer is used more than once
-                    for key, value in calls[path][2].items():
-                        recorded[key] += value
-                calls[path] = (layer, _formula(layer), recorded)
+        def watch(path, rule):
+            def hook(layer, args, kwargs, output):
+                recorded = rule.record(args, kwargs, tensors(output)[0])
+                # A layer may be used more than once
+                for key, value in calls.get(path, {}).items():
+                    recorded[key] += value
+                calls[path] = recorded
 
-            handles.append(layer.register_forward_hook(hook, with_kwargs=True))
+            handles.append(
+                rule.layer.register_forward_hook(hook, with_kwargs=True)
+            )
 
-        for path, layer in find_leaves(model).items():
-            watch(path, layer)
-        training = {module: module.training for module in model.modules()}
-        model.eval()
+        for path, rule in rules.items():
+            watch(path, rule)
         try:
-            with torch.no_grad(), torch.random.fork_rng():
+            with evaluating(model), torch.random.fork_rng():
                 torch.manual_seed(0)
-                if features is not None:
-                    example = [features(example[0])]
+                if front_end is not None:
+                    example = [front_end(example[0])]
                     frames = example[0].numel() // example[0].shape[-1]
-                    calls[FEATURES] = frames
-                calls[PRODUCTS] = count_macs(model, example)
+                    rules[FEATURES] = FbankRule(front_end)
+                    calls[FEATURES] = {"positions": frames}
+                counted = count_macs(model, example)
         finally:
-            for module, mode in training.items():
-                module.training = mode
             for handle in handles:
                 handle.remove()
-        return calls
+        return rules, calls, counted
 
     def _by_layer(self, widths=None):
-        """Yields path and (MACs, parameters, activations) of each layer."""
+        """Yields the path and the cost of each layer."""
         widths = {**self.sizes, **(widths or {})}
-
-        def resolve(width):
-            fixed, parts = width
-            return fixed + sum(widths[name] * n for name, n in parts)
-
-        for path, layer, formula, read, made, calls in self._layers:
-            if "heads" in calls:
-                calls = {**calls, "heads": resolve(calls["heads"])}
-            yield path, formula(layer, resolve(read), resolve(made), calls)
+        for path, function, roles, recorded in self._layers:
+            resolved = {
+                role: fixed + sum(widths[name] * n for name, n in parts)
+                for role, (fixed, parts) in roles.items()
+            }
+            yield path, function(resolved, recorded)
         if self._products or self._per_missing:
             macs = self._products
             for name, fewer in self._per_missing.items():
                 macs = macs - fewer * (self.sizes[name] - widths[name])
-            yield PRODUCTS, (macs, 0, 0)
+            yield PRODUCTS, Cost(macs, 0, 0)
 
     def _model_macs(self, widths=None):
         """MACs without those of the front-end."""
         return sum(
-            cost[0] for path, cost in self._by_layer(widths) if path != FEATURES
+            cost.macs
+            for path, cost in self._by_layer(widths)
+            if path != FEATURES
         )
 
     def fit_products(self, model, groups, inputs):
@@ -634,96 +276,30 @@ class CostModel:
                 f"{difference} too many"
             )
 
-    def _total(self, which, widths):
-        return sum(cost[which] for _, cost in self._by_layer(widths))
-
     def macs(self, widths=None):
-        """Returns the MACs of the example.
+        """Returns the MACs of the example."""
+        return sum(cost.macs for _, cost in self._by_layer(widths))
 
-        Arguments
-        ---------
-        widths : dict of str to (int or torch.Tensor)
-            Widths by group; groups left out have their full size.
+    def params(self, widths=None):
+        """Returns the number of parameters of the model."""
+        return sum(cost.params for _, cost in self._by_layer(widths))
 
-        Returns
-        -------
-        int or torch.Tensor
-            Exact for integers, differentiable for tensors.
-        """
-        return self._total(0, widths)
+    def activations(self, widths=None):
+        """Returns how many values all layers put out for the example."""
+        return sum(cost.elements for _, cost in self._by_layer(widths))
+
+    def ratio(self, widths):
+        """Returns the MACs relative to the full widths, in (0, 1]."""
+        return self.macs(widths) / self._full_macs
 
     def macs_per_second(self, widths=None):
-        """Returns the MACs per second of audio, rounded.
-
-        Arguments
-        ---------
-        widths : dict of str to int
-            See :meth:`macs`.
-
-        Returns
-        -------
-        int
-        """
+        """Returns the MACs per second of audio (int, rounded)."""
         return round(float(self.macs(widths)) / self.seconds)
 
     def macs_by_layer(self, widths=None):
-        """Returns the MACs per second of audio of each layer.
-
-        Arguments
-        ---------
-        widths : dict of str to int
-            See :meth:`macs`.
-
-        Returns
-        -------
-        dict of str to int
-        """
+        """Returns the MACs per second of audio (int) of each layer (dict)."""
         return {
-            path: round(macs / self.seconds)
-            for path, (macs, _, _) in self._by_layer(widths)
-            if macs
+            path: round(cost.macs / self.seconds)
+            for path, cost in self._by_layer(widths)
+            if cost.macs
         }
-
-    def params(self, widths=None):
-        """Returns the number of parameters of the model.
-
-        Arguments
-        ---------
-        widths : dict of str to (int or torch.Tensor)
-            See :meth:`macs`.
-
-        Returns
-        -------
-        int or torch.Tensor
-        """
-        return self._total(1, widths)
-
-    def activations(self, widths=None):
-        """Returns the number of elements that all layers put out.
-
-        Arguments
-        ---------
-        widths : dict of str to (int or torch.Tensor)
-            See :meth:`macs`.
-
-        Returns
-        -------
-        int or torch.Tensor
-            For the whole example.
-        """
-        return self._total(2, widths)
-
-    def ratio(self, widths):
-        """Returns MACs relative to the full widths.
-
-        Arguments
-        ---------
-        widths : dict of str to (int or torch.Tensor)
-            See :meth:`macs`.
-
-        Returns
-        -------
-        float or torch.Tensor
-            In (0, 1].
-        """
-        return self.macs(widths) / self._full_macs

@@ -15,39 +15,18 @@ Authors
 
 import collections
 import dataclasses
+import math
 from typing import Optional
 
-import speechbrain as sb
 import torch
-from speechbrain.lobes.models.transformer.Transformer import (
-    TransformerEncoderLayer,
-)
-from speechbrain.nnet.attention import PositionalwiseFeedForward, RelPosMHAXL
 
-from noisegate.layers import GATED_LAYERS
-from noisegate.leaves import (
-    ATTENTION,
-    CELLS,
-    CONVS,
-    FEATURES,
-    RECURRENT,
-    TRANSPOSED,
-    find_leaves,
-    n_read,
-    out_index,
-)
+from noisegate.layers import declared
 from noisegate.probe import Probe, tensors
+from noisegate.rules.base import find_leaves, rule_of
+from noisegate.rules.features import FEATURES, FbankRule
 
 FRAMES = 64  # of the examples that are probed
 SAMPLES = 8000  # of those that are waveforms
-# These take the states of their layers for tensors of one size
-_STACKS = (
-    sb.nnet.RNN.LiGRU,
-    sb.nnet.RNN.SLiGRU,
-    sb.nnet.RNN.RNNCell,
-    sb.nnet.RNN.GRUCell,
-    sb.nnet.RNN.LSTMCell,
-)
 # Modules of SpeechBrain that hold one torch layer
 _WRAPPERS = (
     "speechbrain.nnet.linear",
@@ -172,7 +151,7 @@ def find_groups(model, front_end=None, example=None):
         if front_end is None:
             n_features = _input_size(model)
         else:
-            n_features = front_end.compute_fbanks.n_mels
+            n_features = FbankRule(front_end).sizes()["out"]
         example = [torch.zeros(1, FRAMES, n_features)]
     example = not_silent(example)
     probe = Probe(model, example, with_features=front_end is not None)
@@ -183,15 +162,11 @@ def find_groups(model, front_end=None, example=None):
         group = Group(FEATURES, tensors(example)[0].shape[-1], role=FEATURES)
         group.locked_reason = "the input of the model"
         groups.insert(0, group)
-    else:
-        for group in groups:
-            if group.name == FEATURES:
-                group.wanted = isinstance(front_end, GATED_LAYERS)
-                group.gate = getattr(front_end, "gate", None)
-                if front_end.deltas or front_end.context:
-                    group.locked_reason = (
-                        "deltas or context windows follow the filterbank"
-                    )
+    for group in groups if front_end is not None else ():
+        if group.name == FEATURES:
+            _declare(group, front_end)
+            reason = FbankRule(front_end).locked().get("out")
+            group.locked_reason = reason or group.locked_reason
     return groups
 
 
@@ -220,8 +195,8 @@ def unknown_layers(model, groups):
     """
     known = {
         id(parameter)
-        for layer in find_leaves(model).values()
-        for parameter in layer.parameters()
+        for rule in find_leaves(model).values()
+        for parameter in rule.layer.parameters()
     }
     ports = {port.layer for group in groups for port in group.ports}
     layers = {}
@@ -244,21 +219,19 @@ def _role(model, group):
     around = [
         model.get_submodule(".".join(parts[: i + 1])) for i in range(len(parts))
     ]
-    in_ffn = [isinstance(m, PositionalwiseFeedForward) for m in around]
-    if len(makers) == 1 and (any(in_ffn) or group.name.endswith("pos_ffn")):
+    inside = {rule.inside for rule in map(rule_of, around) if rule is not None}
+    if len(makers) == 1 and ("ffn" in inside or group.name.endswith("pos_ffn")):
         return "ffn"
-    if any(
-        isinstance(m, RECURRENT + CELLS)
-        or type(m).__module__ == "speechbrain.nnet.RNN"
-        for m in around
-    ):
+    if "rnn" in inside:
         return "rnn"
-    if len(makers) > 1:
-        return "residual"
-    if isinstance(around[-1], ATTENTION):
-        return "attention"
-    conv = isinstance(around[-1], CONVS + TRANSPOSED)
-    return "conv" if conv else "linear"
+    return "residual" if len(makers) > 1 else rule_of(around[-1]).family
+
+
+def _declare(group, module):
+    """Notes that a module asks for a gate, see :mod:`noisegate.layers`."""
+    wish = declared(module)
+    if wish is not None:
+        group.wanted, group.gate = True, wish.gate
 
 
 def not_silent(inputs):
@@ -286,14 +259,9 @@ def not_silent(inputs):
 
 def _input_size(model):
     """Input size of the first layer that has weights."""
-    for module in model.modules():
-        for attribute in ("in_features", "in_channels", "input_size"):
-            if isinstance(getattr(module, attribute, None), int):
-                return getattr(module, attribute)
-        if isinstance(module, torch.nn.MultiheadAttention):
-            return module.embed_dim
-        if isinstance(module, torch.nn.LayerNorm):
-            return module.normalized_shape[-1]
+    for rule in find_leaves(model).values():
+        if rule.n_read:
+            return rule.n_read
     raise ValueError(f"no layer with weights in {type(model).__name__}")
 
 
@@ -331,12 +299,11 @@ class _Finder:
                 group.name += f":{names[group.name]}"
             groups.append(group)
         for path in self.probe.called:
-            layer = self.probe.leaves[path]
-            if isinstance(layer, RelPosMHAXL):
-                group = Group(path + ".heads", layer.head_dim)
-                group.add(path, "heads")
-                if layer.vbias or not layer._qkv_same_embed_dim:
-                    group.locked_reason = f"{path} has values of another form"
+            for role, size, reason in self.probe.rules[path].inner_groups():
+                group = Group(f"{path}.{role}", size)
+                group.add(path, role)
+                if reason:
+                    group.locked_reason = f"{path} {reason}"
                 groups.append(group)
         return groups
 
@@ -392,7 +359,8 @@ class _Finder:
             parts = path.split(".")
             for i in range(1, len(parts)):
                 above = ".".join(parts[:i])
-                if isinstance(self.model.get_submodule(above), _STACKS):
+                rule = rule_of(self.model.get_submodule(above))
+                if rule is not None and rule.stacks:
                     makers.add(above)
         return makers
 
@@ -431,49 +399,38 @@ class _Finder:
         """Why channels cannot be told apart."""
         reading = [path for path, role in places if role == "in"]
         for path in sorted(reading, key=self.order.get):
-            layer = self.probe.leaves[path]
-            if isinstance(layer, CONVS):
-                if layer.in_channels == 1:
-                    return f"{path} convolves over it"
+            if reason := self.probe.rules[path].mixes():
+                return f"{path} {reason}"
         return "its channels are mixed between the layers"
 
     def _add(self, group, place, numbers):
-        """Adds a port: numbers are those of each channel."""
+        """Adds the ports of a place: numbers are those of each channel."""
         path, role = place
-        layer = self.probe.leaves.get(path)
-        index = torch.full((self._n_features(path, role),), -1)
+        rule = self.probe.rules.get(path)
+        n_features = self.probe.makers.get(place)
+        index = torch.full((n_features or rule.n_read,), -1)
         for channel, own in enumerate(numbers):
             index[own] = channel
-        identity = torch.equal(index, torch.arange(group.size))
-        if role == "out" and isinstance(layer, RECURRENT + CELLS):
-            units = None if identity else index
-            index = index[out_index(layer)]
-            identity = torch.equal(index, torch.arange(group.size))
+        channels = torch.arange(group.size)
+        ports = [(role, index)] if rule is None else rule.ports(role, index)
+        for role, index in ports:
+            identity = torch.equal(index, channels)
             group.add(path, role, None if identity else index)
-            group.add(path, "hidden", units)
-            return
-        group.add(path, role, None if identity else index)
-        if role == "in" and isinstance(layer, torch.nn.MultiheadAttention):
-            group.add(path, "heads")
-            if not identity or not layer._qkv_same_embed_dim:
-                group.locked_reason = f"{path} does not read it as it is"
-            elif group.granularity % layer.num_heads:
-                group.granularity *= layer.num_heads
-
-    def _n_features(self, path, role):
-        """Number of features of a layer in one role."""
-        if (path, role) in self.probe.makers:
-            return self.probe.makers[path, role]
-        return n_read(self.probe.leaves[path])
+            reason = rule and rule.refuses(role, identity)
+            if reason:
+                group.locked_reason = f"{path} {reason}"
+            elif rule is not None and role == "in":
+                group.granularity = math.lcm(
+                    group.granularity, rule.granularity
+                )
 
     def _name(self, path):
         """The path without what SpeechBrain's layers wrap around it."""
         parts = path.split(".")
         for i, part in enumerate(parts):
             above = self.model.get_submodule(".".join(parts[:i]))
-            if isinstance(above, TransformerEncoderLayer) and (
-                part == "pos_ffn"
-            ):
+            rule = rule_of(above)
+            if rule is not None and rule.named_part == part:
                 return ".".join(parts[: i + 1])
             bases = type(above).__mro__
             wraps = any(b.__module__.startswith(_WRAPPERS) for b in bases)
@@ -482,15 +439,13 @@ class _Finder:
         return path
 
     def _complete(self, group, path):
-        """What the wrapper around the first maker says about its group."""
+        """What modules around the first maker say about its group."""
         parts = path.split(".")
         for i in range(1, len(parts)):
-            above = self.model.get_submodule(".".join(parts[:i]))
-            if getattr(above, "unsqueeze", False):
+            above = ".".join(parts[:i])
+            module = self.model.get_submodule(above)
+            if getattr(module, "unsqueeze", False):
                 # SpeechBrain takes away an output axis of size 1 then
                 group.min_width = min(2, group.size)
-            if isinstance(above, GATED_LAYERS) and (
-                group.name
-                in (".".join(parts[:i]), ".".join(parts[:i] + ["pos_ffn"]))
-            ):
-                group.wanted, group.gate = True, above.gate
+            if group.name in (above, f"{above}.pos_ffn"):
+                _declare(group, module)

@@ -1,15 +1,18 @@
 """SpeechBrain layers that ask for a gate on their output features.
 
-Each is the plain layer and computes what the plain layer computes; on top it
-carries a gate factory. :class:`noisegate.gates.Gates` finds these layers in
-a model and puts the gates where the features are *read*, which is what makes
-the masked model equal to the cut one. Normalization layers need no gated
-twin: a plain BatchNorm or LayerNorm behind a gated layer belongs to its group
-and gets its statistics from the open features only.
+Each of these classes makes the plain layer and notes on it that its width
+shall be learned, and by which gate (``gate``, a factory such as
+``!name:noisegate.NoiseGate``). :class:`noisegate.gates.Gates` finds such
+layers in a model and puts the gates where the features are *read*, which is
+what makes the masked model equal to the cut one. Normalization layers need no
+such class: a plain BatchNorm or LayerNorm behind a gated layer belongs to
+its group and gets its statistics from the open features only.
 
 Authors
  * The noisegate developers, 2026
 """
+
+from typing import NamedTuple, Optional
 
 import speechbrain as sb
 from speechbrain.lobes.models.transformer.Transformer import (
@@ -17,18 +20,76 @@ from speechbrain.lobes.models.transformer.Transformer import (
 )
 
 
-class GatedFbank(sb.lobes.features.Fbank):
-    """Filterbank whose number of mel bands is learned.
+class Declared(NamedTuple):
+    """The wish of a layer for a gate.
 
     Arguments
     ---------
-    *args : tuple
-        Passed to ``speechbrain.lobes.features.Fbank``.
     gate : callable
-        Gate factory (``!name:noisegate.gate.NoiseGate``); None takes the
-        default of :class:`noisegate.gates.Gates`.
-    **kwargs : dict
-        Passed to ``speechbrain.lobes.features.Fbank``.
+        Gate factory (``!name:noisegate.NoiseGate``); None takes the default
+        of :class:`noisegate.gates.Gates`.
+    """
+
+    gate: Optional[object]
+
+
+def declared(layer):
+    """Returns the wish of a layer for a gate.
+
+    Arguments
+    ---------
+    layer : torch.nn.Module
+        Any layer.
+
+    Returns
+    -------
+    Declared or None
+    """
+    return vars(layer).get("declared_gate")
+
+
+def undeclare(model):
+    """Takes the wishes for gates out of a model.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        The model.
+
+    Returns
+    -------
+    torch.nn.Module
+        The same, which now is nothing but plain layers.
+    """
+    for layer in model.modules():
+        vars(layer).pop("declared_gate", None)
+    return model
+
+
+class _Gated:
+    """Makes a plain layer that asks for a gate."""
+
+    plain = None
+
+    def __new__(cls, *args, gate=None, **kwargs):
+        layer = cls.plain(*args, **kwargs)
+        layer.declared_gate = Declared(gate)
+        return layer
+
+
+class _GatedWithShape(_Gated):
+    """The same for layers to which SpeechBrain's Sequential gives a shape."""
+
+    def __new__(cls, *args, input_shape=None, gate=None, **kwargs):
+        return super().__new__(
+            cls, *args, input_shape=input_shape, gate=gate, **kwargs
+        )
+
+
+class GatedFbank(_Gated):
+    """Filterbank whose number of mel bands is learned.
+
+    Takes the arguments of ``speechbrain.lobes.features.Fbank`` and ``gate``.
 
     Example
     -------
@@ -37,24 +98,13 @@ class GatedFbank(sb.lobes.features.Fbank):
     torch.Size([2, 11, 8])
     """
 
-    def __init__(self, *args, gate=None, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.gate = gate
+    plain = sb.lobes.features.Fbank
 
 
-class GatedLinear(sb.nnet.linear.Linear):
+class GatedLinear(_GatedWithShape):
     """Linear layer whose number of neurons is learned.
 
-    Arguments
-    ---------
-    n_neurons : int
-        Number of neurons at full width.
-    input_shape : tuple
-        Shape of an example input; alternatively use ``input_size``.
-    gate : callable
-        Gate factory, see :class:`GatedFbank`.
-    **kwargs : dict
-        Passed to ``speechbrain.nnet.linear.Linear``.
+    Takes the arguments of ``speechbrain.nnet.linear.Linear`` and ``gate``.
 
     Example
     -------
@@ -63,26 +113,13 @@ class GatedLinear(sb.nnet.linear.Linear):
     torch.Size([2, 3, 5])
     """
 
-    def __init__(self, n_neurons, input_shape=None, gate=None, **kwargs):
-        super().__init__(n_neurons, input_shape=input_shape, **kwargs)
-        self.gate = gate
+    plain = sb.nnet.linear.Linear
 
 
-class GatedConv1d(sb.nnet.CNN.Conv1d):
+class GatedConv1d(_GatedWithShape):
     """Convolution over time whose number of output channels is learned.
 
-    Arguments
-    ---------
-    out_channels : int
-        Number of output channels at full width.
-    kernel_size : int
-        Kernel size.
-    input_shape : tuple
-        Shape (batch, time, channel); alternatively use ``in_channels``.
-    gate : callable
-        Gate factory, see :class:`GatedFbank`.
-    **kwargs : dict
-        Passed to ``speechbrain.nnet.CNN.Conv1d``.
+    Takes the arguments of ``speechbrain.nnet.CNN.Conv1d`` and ``gate``.
 
     Example
     -------
@@ -91,30 +128,13 @@ class GatedConv1d(sb.nnet.CNN.Conv1d):
     torch.Size([2, 9, 5])
     """
 
-    def __init__(
-        self, out_channels, kernel_size, input_shape=None, gate=None, **kwargs
-    ):
-        super().__init__(
-            out_channels, kernel_size, input_shape=input_shape, **kwargs
-        )
-        self.gate = gate
+    plain = sb.nnet.CNN.Conv1d
 
 
-class GatedConv2d(sb.nnet.CNN.Conv2d):
+class GatedConv2d(_GatedWithShape):
     """Convolution over time and frequency with learned output channels.
 
-    Arguments
-    ---------
-    out_channels : int
-        Number of output channels at full width.
-    kernel_size : tuple
-        Kernel size.
-    input_shape : tuple
-        Shape (batch, time, freq[, channel]); alternatively ``in_channels``.
-    gate : callable
-        Gate factory, see :class:`GatedFbank`.
-    **kwargs : dict
-        Passed to ``speechbrain.nnet.CNN.Conv2d``.
+    Takes the arguments of ``speechbrain.nnet.CNN.Conv2d`` and ``gate``.
 
     Example
     -------
@@ -124,30 +144,14 @@ class GatedConv2d(sb.nnet.CNN.Conv2d):
     torch.Size([2, 9, 8, 5])
     """
 
-    def __init__(
-        self, out_channels, kernel_size, input_shape=None, gate=None, **kwargs
-    ):
-        super().__init__(
-            out_channels, kernel_size, input_shape=input_shape, **kwargs
-        )
-        self.gate = gate
+    plain = sb.nnet.CNN.Conv2d
 
 
-class GatedGRU(sb.nnet.RNN.GRU):
+class GatedGRU(_GatedWithShape):
     """GRU whose number of units is learned.
 
-    All layers and both directions of one GRU share their width.
-
-    Arguments
-    ---------
-    hidden_size : int
-        Number of units at full width.
-    input_shape : tuple
-        Shape of an example input; alternatively use ``input_size``.
-    gate : callable
-        Gate factory, see :class:`GatedFbank`.
-    **kwargs : dict
-        Passed to ``speechbrain.nnet.RNN.GRU``.
+    All layers and both directions of one GRU share their width. Takes the
+    arguments of ``speechbrain.nnet.RNN.GRU`` and ``gate``.
 
     Example
     -------
@@ -157,26 +161,16 @@ class GatedGRU(sb.nnet.RNN.GRU):
     torch.Size([2, 9, 10])
     """
 
-    def __init__(self, hidden_size, input_shape=None, gate=None, **kwargs):
-        super().__init__(hidden_size, input_shape=input_shape, **kwargs)
-        self.gate = gate
+    plain = sb.nnet.RNN.GRU
 
 
-class GatedTransformerEncoderLayer(TransformerEncoderLayer):
+class GatedTransformerEncoderLayer(_Gated):
     """Transformer encoder layer whose feed-forward width is learned.
 
     The model width belongs to the layer that makes the input of the encoder
     (a :class:`GatedLinear`, a :class:`GatedFbank`): gate it there. The heads
-    stay whole: each keeps d_model / nhead of its dimensions.
-
-    Arguments
-    ---------
-    *args : tuple
-        Passed to SpeechBrain's ``TransformerEncoderLayer``.
-    gate : callable
-        Gate factory, see :class:`GatedFbank`.
-    **kwargs : dict
-        Passed to SpeechBrain's ``TransformerEncoderLayer``.
+    stay whole: each keeps d_model / nhead of its dimensions. Takes the
+    arguments of SpeechBrain's ``TransformerEncoderLayer`` and ``gate``.
 
     Example
     -------
@@ -186,16 +180,4 @@ class GatedTransformerEncoderLayer(TransformerEncoderLayer):
     torch.Size([2, 9, 8])
     """
 
-    def __init__(self, *args, gate=None, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.gate = gate
-
-
-GATED_LAYERS = (
-    GatedFbank,
-    GatedLinear,
-    GatedConv1d,
-    GatedConv2d,
-    GatedGRU,
-    GatedTransformerEncoderLayer,
-)
+    plain = TransformerEncoderLayer

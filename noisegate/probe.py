@@ -21,21 +21,24 @@ Authors
 """
 
 import collections
+import contextlib
 import itertools
+import math
 
 import torch
 
-from noisegate.leaves import (
-    ATTENTION,
-    CELLS,
-    FEATURES,
-    RECURRENT,
-    depthwise,
-    feature_shape,
-    find_leaves,
-    kind,
-    n_made,
-    n_read,
+from noisegate.rules.base import find_leaves
+from noisegate.rules.features import FEATURES
+
+# What the forward of a model may raise if channels are disturbed or missing
+FORWARD_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
 )
 
 # Up to this many channels a maker that stays unclear is tried channel by
@@ -66,6 +69,25 @@ def tensors(value):
     return []
 
 
+@contextlib.contextmanager
+def evaluating(model):
+    """Puts a model into evaluation mode without gradients, for a while.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        The model; each layer gets its mode back.
+    """
+    training = {layer: layer.training for layer in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for layer, mode in training.items():
+            layer.training = mode
+
+
 def _map(function, value):
     """Applies a function to all floating point tensors in a value."""
     if torch.is_tensor(value):
@@ -89,9 +111,9 @@ def _differ(x, y):
     return where
 
 
-def _per_feature(layer, where):
+def _per_feature(rule, where):
     """Whether any position of each feature is set: (features,)."""
-    shape = feature_shape(layer, where)
+    shape = rule.shape(where)
     axes = [axis for axis, size in enumerate(shape) if size == 1]
     if axes:
         where = where.any(dim=axes[0], keepdim=True)
@@ -172,7 +194,7 @@ class Probe:
     def __init__(self, model, inputs, with_features=False):
         self.model = model
         self.inputs = list(inputs)
-        self.leaves = find_leaves(model)
+        self.rules = find_leaves(model)
         self.called = []  # paths of the leaves in the order of their calls
         self.makers = {}  # place (path, role): number of channels
         self._tensors = {}  # place: a parameter or buffer of no leaf
@@ -181,24 +203,20 @@ class Probe:
         self._stand_ins, self._clean_inputs = {}, {}
         self._noise, self._n_disturbed = {}, 0
         self._stage, self._selected, self._sign = "record", {}, 1
-        training = {layer: layer.training for layer in model.modules()}
         saved = {
-            path: layer.__dict__.get("forward")
-            for path, layer in self.leaves.items()
+            path: rule.layer.__dict__.get("forward")
+            for path, rule in self.rules.items()
         }
-        model.eval()
         try:
-            with torch.no_grad(), torch.random.fork_rng():
-                for path, layer in self.leaves.items():
-                    layer.forward = self._replacement(path, layer)
+            with evaluating(model), torch.random.fork_rng():
+                for path, rule in self.rules.items():
+                    rule.layer.forward = self._replacement(path, rule)
                 self._run()
         finally:
-            for path, layer in self.leaves.items():
-                del layer.__dict__["forward"]
+            for path, rule in self.rules.items():
+                del rule.layer.__dict__["forward"]
                 if saved[path] is not None:
-                    layer.forward = saved[path]
-            for layer, mode in training.items():
-                layer.training = mode
+                    rule.layer.forward = saved[path]
 
     def components(self):
         """Returns the sets of features that can only be cut together.
@@ -253,16 +271,15 @@ class Probe:
         self._n_disturbed += 1
         return torch.where(select.to(tensor.device), tensor + amount, tensor)
 
-    def _replacement(self, path, layer):
+    def _replacement(self, path, rule):
         """The forward of a leaf while it is probed."""
-        original = layer.forward
-        role = "in" if kind(layer) == "maker" else "norm"
+        original = rule.layer.forward
 
         def forward(*args, **kwargs):
             call = self._calls.get(path, 0)
             self._calls[path] = call + 1
             key = path, call
-            read = self._read(layer, args, kwargs)
+            read = rule.values(args, kwargs)
             if self._stage == "record":
                 draw = torch.Generator().manual_seed(len(self._stand_ins))
 
@@ -277,53 +294,38 @@ class Probe:
                     self.called.append(path)
                 return _map(torch.clone, output)
             if self._stage == "baseline":
-                self._clean_inputs[key] = [_map(torch.clone, x) for x in read]
+                self._clean_inputs[key] = [
+                    _map(torch.clone, x) for _, x in read
+                ]
                 return _map(torch.clone, self._stand_ins[key])
             if key not in self._stand_ins:
                 raise RuntimeError("the number of calls of a layer changes")
             select = None
-            for slot, (new, old) in enumerate(
-                zip(read, self._clean_inputs[key])
-            ):
-                state = slot > 0 and isinstance(layer, RECURRENT + CELLS)
+            for (role, new), old in zip(read, self._clean_inputs[key]):
                 for x, x0 in zip(tensors(new), tensors(old)):
                     if not x.is_floating_point() or torch.equal(x, x0):
                         continue
-                    where = _per_feature(layer, _differ(x, x0))
+                    where = _per_feature(rule, _differ(x, x0))
                     if where.any():
-                        self._note(path, "state" if state else role, where)
+                        self._note(path, role, where)
                         select = where
             output = _map(torch.clone, self._stand_ins[key])
-            if role == "in":
+            if rule.makes:
                 select = self._selected.get((path, "out"))
             if select is None:
                 return output
-            return self._disturb_output(layer, output, select)
+            return self._disturb_output(rule, output, select)
 
         return forward
 
-    def _disturb_output(self, layer, output, select):
+    def _disturb_output(self, rule, output, select):
         def disturb(x):
-            chosen = select
-            if isinstance(layer, RECURRENT + CELLS):
-                chosen = select.repeat(x.shape[-1] // len(select))
-            shape = feature_shape(layer, x)
-            return self._disturb(x, chosen.view(shape))
+            shape = rule.shape(x)
+            # Both directions of a recurrent layer have the same units
+            n_copies = math.prod(shape) // len(select)
+            return self._disturb(x, select.repeat(n_copies).view(shape))
 
-        if isinstance(layer, ATTENTION) and isinstance(output, tuple):
-            return (disturb(output[0]), *output[1:])
-        return _map(disturb, output)
-
-    @staticmethod
-    def _read(layer, args, kwargs):
-        """The values that a leaf reads features from."""
-        if isinstance(layer, torch.nn.Embedding):
-            return []
-        if isinstance(layer, ATTENTION):
-            given = ("query", "key", "value")[len(args) :]
-            return [*args[:3], *(kwargs[name] for name in given)]
-        n_values = 2 if isinstance(layer, RECURRENT + CELLS) else 1
-        return [*args, *kwargs.values()][:n_values]
+        return rule.map_output(lambda part: _map(disturb, part), output)
 
     def _note(self, path, role, where):
         key = path, role
@@ -411,8 +413,8 @@ class Probe:
         if self._with_features:
             self.makers[FEATURES, "out"] = self.inputs[0].shape[-1]
         for path in self.called:
-            if kind(self.leaves[path]) == "maker":
-                self.makers[path, "out"] = n_made(self.leaves[path])
+            if self.rules[path].makes:
+                self.makers[path, "out"] = self.rules[path].sizes()["out"]
         for place, size in self.makers.items():
             for channel in range(size):
                 self._sets.find((*place, channel))
@@ -421,7 +423,9 @@ class Probe:
                     {place: torch.ones(size, dtype=torch.bool)}
                 )
                 reason = "the output of the model" if output else None
-            except Exception as error:
+            except torch.OutOfMemoryError:
+                raise
+            except FORWARD_ERRORS as error:
                 reason = f"disturbing it breaks the forward: {error}"
                 touched[place] = {}
             if size == 1:
@@ -435,18 +439,13 @@ class Probe:
 
     def _find_tensors(self):
         """Parameters and buffers that the model itself multiplies or adds."""
-        layers = [self.leaves[path] for path in self.called]
+        rules = [self.rules[path] for path in self.called]
         owned = {
             id(tensor)
-            for layer in layers
-            for tensor in (*layer.parameters(), *layer.buffers())
+            for rule in rules
+            for tensor in (*rule.layer.parameters(), *rule.layer.buffers())
         }
-        sizes = set(self.makers.values())
-        sizes |= {
-            n_read(layer)
-            for layer in layers
-            if not isinstance(layer, torch.nn.Embedding)
-        }
+        sizes = {*self.makers.values(), *(rule.n_read for rule in rules)}
         for name, tensor in itertools.chain(
             self.model.named_parameters(), self.model.named_buffers()
         ):
@@ -568,20 +567,11 @@ class Probe:
 
     def _declare(self):
         """What holds inside of leaves, which probing does not look into."""
-        sets = self._sets
         for path in self.called:
-            layer = self.leaves[path]
-            if isinstance(layer, torch.nn.MultiheadAttention):
-                for i in range(layer.embed_dim):  # one attribute for both
-                    sets.union((path, "in", i), (path, "out", i))
-            if getattr(layer, "groups", 1) > 1 and not depthwise(layer):
-                for i in range(layer.in_channels):
-                    sets.fix((path, "in", i), f"{path} convolves in groups")
-                for i in range(layer.out_channels):
-                    sets.fix((path, "out", i), f"{path} convolves in groups")
-            if getattr(layer, "proj_size", 0):
-                for i in range(layer.hidden_size):
-                    sets.fix((path, "out", i), f"{path} projects its state")
-            if isinstance(layer, torch.nn.GroupNorm) and layer.num_groups > 1:
-                for i in range(layer.num_channels):
-                    sets.fix((path, "norm", i), f"{path} normalizes in groups")
+            rule = self.rules[path]
+            sizes = rule.sizes()
+            for i in range(sizes["out"] if rule.tied() else 0):
+                self._sets.union((path, "in", i), (path, "out", i))
+            for role, reason in rule.locked().items():
+                for i in range(sizes[role]):
+                    self._sets.fix((path, role, i), f"{path} {reason}")

@@ -1,4 +1,4 @@
-"""Cuts groups of a model on trial and fixes those for which it is not exact.
+"""Cuts groups of a model on trial and locks those for which it is not exact.
 
 What :mod:`noisegate.probe` sees is which features depend on which channels;
 whether the model still computes the same with fewer of them is found out by
@@ -14,10 +14,11 @@ import math
 
 import torch
 
+from noisegate.attach import attach
 from noisegate.cut import cut, detached_copy, kept_features
 from noisegate.gate import NoiseGate
-from noisegate.leaves import FEATURES
-from noisegate.probe import tensors
+from noisegate.probe import FORWARD_ERRORS, tensors
+from noisegate.rules.features import FEATURES
 
 _TOLERANCE = 2e-5  # of float32 sums over some layers, relative to the output
 MAX_NOISE = 1e-3  # of models that draw random numbers in evaluation
@@ -69,8 +70,8 @@ def relative_difference(expected, made):
     return float(torch.stack([x.float() for x in differences]).max())
 
 
-def lock_inexact(model, groups, inputs, attach):
-    """Fixes the groups whose cut model does not equal the masked one.
+def lock_inexact(model, groups, inputs):
+    """Locks the groups whose cut model does not equal the masked one.
 
     All groups are cut at once to random and to their smallest widths; if that
     is not exact, one after the other.
@@ -80,11 +81,9 @@ def lock_inexact(model, groups, inputs, attach):
     model : torch.nn.Module
         A plain model; is not changed.
     groups : list of noisegate.groups.Group
-        Its groups; ``fixed`` and ``min_width`` may change.
+        Its groups; ``locked_reason`` and ``min_width`` may change.
     inputs : list of torch.Tensor
         Arguments of the model.
-    attach : callable
-        Masks a group: :func:`noisegate.gates.attach`.
 
     Raises
     ------
@@ -92,11 +91,11 @@ def lock_inexact(model, groups, inputs, attach):
         If the model draws so many random numbers in evaluation, or puts out
         NaN, that nothing can be compared.
     """
-    trial = _Trial(model, inputs, attach)
-    _fix(trial, [group for group in groups if group.locked_reason is None])
+    trial = _Trial(model, inputs)
+    _lock(trial, [group for group in groups if group.locked_reason is None])
 
 
-def _fix(trial, free):
+def _lock(trial, free):
     if trial.failure(free) is None:
         return
     exact = []
@@ -124,9 +123,8 @@ def _fix(trial, free):
 class _Trial:
     """Compares masked and cut copies of a model with random parameters."""
 
-    def __init__(self, model, inputs, attach):
+    def __init__(self, model, inputs):
         self.inputs = inputs
-        self.attach = attach
         self.device = next(model.parameters()).device
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -175,7 +173,9 @@ class _Trial:
                 with torch.random.fork_rng():
                     torch.manual_seed(int(smallest))
                     difference, noise = self._cut_and_compare(groups, smallest)
-            except Exception as error:
+            except torch.OutOfMemoryError:
+                raise
+            except FORWARD_ERRORS as error:
                 first = (str(error).splitlines() or [""])[0]
                 return f"{type(error).__name__}: {first}"
             if not difference <= _TOLERANCE + 4 * noise:
@@ -195,7 +195,7 @@ class _Trial:
             gate.min_width = min(gate.min_width, width)
             gate.freeze(width)
             gate.to(self.device).refresh()
-            self.attach(masked, group, gate)
+            attach(masked, group, gate)
             keep[group.name] = gate.open_channels()
         small = cut(detached_copy(self.model), kept_features(groups, keep))
         inputs = list(self.inputs)

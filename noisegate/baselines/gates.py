@@ -11,8 +11,8 @@ import torch
 
 from noisegate.cut import kept_features
 from noisegate.gate import Gate
-from noisegate.leaves import CELLS, RECURRENT, n_made, n_read
 from noisegate.loss import ComplexityLoss
+from noisegate.rules.base import rule_of
 
 
 class _DrawnGate(Gate):
@@ -320,9 +320,10 @@ class FixedWidths(ComplexityLoss):
             if role not in ("in", "hidden"):
                 continue
             layer = gates.model.get_submodule(path)
+            sizes = rule_of(layer).sizes()
             # RNNs are initialised by their number of units
-            if (role == "hidden") != isinstance(layer, RECURRENT + CELLS):
+            if (role == "hidden") != ("hidden" in sizes):
                 continue
-            total = n_made(layer) if role == "hidden" else n_read(layer)
+            total = sizes[role]
             for parameter in layer.parameters(recurse=False):
                 parameter.mul_((total / len(kept)) ** 0.5)

@@ -17,12 +17,14 @@ from speechbrain.utils.logger import get_logger
 from noisegate.baselines.gates import HardGate
 from noisegate.compact import compact
 from noisegate.cut import cut, kept_features
-from noisegate.leaves import FEATURES, RECURRENT, kind
 from noisegate.loss import ComplexityLoss
+from noisegate.rules.base import rule_of
+from noisegate.rules.features import FEATURES
 
 logger = get_logger(__name__)
 
 
+_RECURRENT = (torch.nn.GRU, torch.nn.LSTM, torch.nn.RNN)
 _STEPS = 400  # of torch-pruning's own examples, from all channels to none
 
 
@@ -370,7 +372,7 @@ class _PrunedCopy:
                 )
         self.names = {layer: path for path, layer in self.model.named_modules()}
         ops = torch_pruning.ops
-        makers = (ops.TORCH_CONV, ops.TORCH_LINEAR, *RECURRENT)
+        makers = (ops.TORCH_CONV, ops.TORCH_LINEAR, *_RECURRENT)
         magnitudes = torch_pruning.importance.GroupMagnitudeImportance()
         self.scores = {}
 
@@ -383,7 +385,7 @@ class _PrunedCopy:
         for parameter in self.model.parameters():
             parameter.requires_grad_(True)
             device = parameter.device
-        recurrent = [m for m in self.names if isinstance(m, RECURRENT)]
+        recurrent = [m for m in self.names if isinstance(m, _RECURRENT)]
         for layer in recurrent:
             layer.forward = functools.partial(_one_node, layer)
         own = _RecurrentPruner()
@@ -410,7 +412,7 @@ class _PrunedCopy:
                     if isinstance(layer, makers) and not self._gated(path)
                 ],
                 root_module_types=list(makers),
-                customized_pruners=dict.fromkeys(RECURRENT, own),
+                customized_pruners=dict.fromkeys(_RECURRENT, own),
             )
         for layer in recurrent:
             del layer.forward
@@ -427,11 +429,13 @@ class _PrunedCopy:
         if isinstance(target.module, torch.nn.Parameter):
             path = self.graph._param_to_name[target.module]
             return path, f"axis{target.pruning_dim}"
-        role = kind(target.module)
-        if role is None or target.module not in self.names:
+        if target.module not in self.names:
             return None  # an operation between the layers
+        rule = rule_of(target.module)
+        if rule is None or not rule.sizes():
+            return None
         path = self.names[target.module]
-        if role != "maker":
+        if not rule.makes:
             return path, "norm"
         made = self.graph.is_out_channel_pruning_fn(dependency.handler)
         return path, "out" if made else "in"

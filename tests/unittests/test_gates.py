@@ -200,7 +200,7 @@ model: !new:speechbrain.nnet.containers.Sequential
 def test_building_leaves_the_gates_untouched():
     """The zero batches of the construction reach no statistics."""
     gates = load_hyperpyyaml(io.StringIO(YAML))["gates"]
-    for _, tap, _ in gates._taps:
+    for _, tap in gates._taps():
         assert tap.n_updates == 0
         assert (tap.variance == 1).all()
     for name, gate in gates.items():
@@ -226,13 +226,14 @@ def test_each_tap_acts_once_per_pass(name, gate):
     for width_of in gates.values():
         width_of.set_width((width_of.size + width_of.min_width) / 2 + 0.3)
     calls = []
-    for _, tap, _ in gates._taps:
+    for _, tap in gates._taps():
         forward = tap.forward
         tap.forward = lambda x, f=forward, t=tap: calls.append(t) or f(x)
     gates.model.train()
     output = gates.model(torch.randn(4, 21, 80))
-    assert len(calls) == len(gates._taps) == len(set(map(id, calls)))
-    for _, tap, _ in gates._taps:
+    taps = list(gates._taps())
+    assert len(calls) == len(taps) == len(set(map(id, calls)))
+    for _, tap in taps:
         assert tap.n_updates == 1
     (output.square().mean() + sum(gates.widths().values())).backward()
     for key, parameter in gates.model.named_parameters():
@@ -349,7 +350,7 @@ def test_statistics_follow_the_data():
         out=Linear(n_neurons=1, input_size=4),
     )
     gates = Gates(net, input_shape=[1, 9, 6], layers=["conv"])
-    tap, group = gates._taps[0][1], gates._taps[0][0]
+    group, tap = next(gates._taps())
     assert group == "conv"
     net.train()
     for _ in range(60):
@@ -575,7 +576,7 @@ def test_clipping_of_gated_bands_is_a_warning(top_db, warned, caplog):
     net.append(Linear, n_neurons=1, layer_name="out")
     features = sb.lobes.features.Fbank(n_mels=20)
     features.compute_fbanks.top_db = top_db
-    Gates(net, front_end=features, layers=["hidden"])
-    assert "top_db" not in caplog.text
+    with Gates(net, front_end=features, layers=["hidden"]):
+        assert "top_db" not in caplog.text
     Gates(net, front_end=features)
     assert ("top_db 80.0" in caplog.text) == warned

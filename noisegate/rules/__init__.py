@@ -1,0 +1,10 @@
+"""What noisegate knows of layers: one class for each family.
+
+Everything else that a model is made of is observed by
+:mod:`noisegate.probe`. The families register their rules.
+"""
+
+from noisegate.rules import attention, conv, linear, norm, recurrent
+from noisegate.rules.base import LayerRule, register, rule_of
+
+__all__ = ["LayerRule", "register", "rule_of"]

@@ -1,0 +1,343 @@
+"""The form of a rule, and the register that users may add to.
+
+Authors
+ * The noisegate developers, 2026
+"""
+
+import inspect
+from typing import NamedTuple
+
+import torch
+from torch.func import functional_call
+
+_RULES = {}  # by class of the module
+
+
+class Cost(NamedTuple):
+    """What a layer costs: numbers, or tensors for real-valued widths.
+
+    Arguments
+    ---------
+    macs : int or torch.Tensor
+        Multiply-accumulates of one pass.
+    params : int or torch.Tensor
+        Number of parameters.
+    elements : int or torch.Tensor
+        Number of values that it puts out (activations).
+    """
+
+    macs: object
+    params: object
+    elements: object
+
+
+def register(*classes):
+    """Makes a rule known, as a decorator.
+
+    Arguments
+    ---------
+    *classes : type
+        Classes of modules, which include their subclasses; of several that
+        fit a module the most special one counts.
+
+    Returns
+    -------
+    callable
+        Takes the rule, a subclass of :class:`LayerRule`, and returns it.
+    """
+
+    def decorate(rule):
+        for kind in classes:
+            if not (isinstance(kind, type) and issubclass(rule, LayerRule)):
+                raise TypeError(
+                    "register takes classes and decorates a LayerRule, got "
+                    f"{kind} and {rule}"
+                )
+            _RULES[kind] = rule
+        return rule
+
+    return decorate
+
+
+def rule_of(module):
+    """Returns the rule of a module.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        Any module.
+
+    Returns
+    -------
+    LayerRule or None
+        None if nothing is known of it.
+
+    Example
+    -------
+    >>> import noisegate.rules
+    >>> rule_of(torch.nn.Linear(3, 4)).sizes()
+    {'in': 3, 'out': 4}
+    """
+    for kind in type(module).__mro__:
+        if kind in _RULES:
+            return _RULES[kind](module)
+    return None
+
+
+def find_leaves(model):
+    """Returns the layers that are looked at as a whole.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        The model.
+
+    Returns
+    -------
+    dict of str to LayerRule
+        Rules of the layers by path.
+    """
+    leaves = {}
+    for path, module in model.named_modules():
+        inner = any(path.startswith(leaf + ".") for leaf in leaves)
+        rule = None if inner or not path else rule_of(module)
+        if rule is not None and rule.sizes():
+            leaves[path] = rule
+    return leaves
+
+
+class LayerRule:
+    """All that noisegate knows of one family of modules.
+
+    What a layer reads or makes has *roles*: "in" are the features that it
+    reads, "out" the channels that it makes of them, "norm" those that it
+    treats one by one or normalizes; a rule may have more for what is inside
+    ("hidden", "heads"). A rule of a layer must have :meth:`sizes` and
+    :meth:`cost`; the other defaults fit a layer whose ``weight`` is (out, in,
+    ...) and whose features are the last axis. Rules of modules around layers
+    have none of the two.
+
+    Arguments
+    ---------
+    layer : torch.nn.Module
+        The module that the rule speaks of.
+    """
+
+    family = "linear"  # role of the groups of channels that it makes
+    masks = ()  # roles whose closed channels its forward has to know
+    granularity = 1  # of the widths of the channels that it reads
+    weight_axes = {"in": 1, "out": 0}
+    n_values = 1  # leading arguments that features are read from
+    fused = False  # has kernels whose multiplications no counter sees
+    stacks = False  # takes the states of its layers for tensors of one size
+    inside = None  # role of groups that are made inside this module
+    named_part = None  # child that gives its name to the groups inside
+
+    def __init__(self, layer):
+        self.layer = layer
+
+    def sizes(self):
+        """Number of features by role (dict); empty if it is no layer."""
+        return {}
+
+    @property
+    def makes(self):
+        """bool : whether it makes new channels of those that it reads."""
+        return "out" in self.sizes()
+
+    @property
+    def treats(self):
+        """str : role of the features that reach it."""
+        return "in" if self.makes else "norm"
+
+    @property
+    def n_read(self):
+        """int : number of features that reach it."""
+        return self.sizes().get(self.treats, 0)
+
+    # ---- how it is called ------------------------------------------------
+
+    def axes(self, n_dims):
+        """Axes of the features (negative, ascending) in n_dims axes."""
+        return [-1]
+
+    def shape(self, x):
+        """Shape that sets one value per feature against a tensor."""
+        n_dims, axes = x.dim(), self.axes(x.dim())
+        return [
+            x.shape[axis] if axis in axes else 1 for axis in range(-n_dims, 0)
+        ]
+
+    def values(self, args, kwargs):
+        """What a call reads features from: list of (role, value or None)."""
+        given = [*args, *kwargs.values()][: self.n_values]
+        return [(self.treats, value) for value in given]
+
+    def gated(self, gate, args, kwargs):
+        """Arguments of a call in which ``gate`` was applied to what is read."""
+
+        def apply(x):
+            if isinstance(x, torch.nn.utils.rnn.PackedSequence):
+                return x._replace(data=gate(x.data))
+            return gate(x)
+
+        if args:
+            return (apply(args[0]), *args[1:]), kwargs
+        first = next(iter(kwargs))
+        return args, {**kwargs, first: apply(kwargs[first])}
+
+    def map_output(self, function, output):
+        """An output in which the parts that have features are replaced."""
+        return function(output)
+
+    # ---- groups of channels ----------------------------------------------
+
+    def ports(self, role, index):
+        """Where a group appears, of which ``index`` holds the channel of each
+        feature seen in a role (-1: of no channel): list of (role, index)."""
+        return [(role, index)]
+
+    def refuses(self, role, identity):
+        """Why it cannot narrow with a group, or None; ``identity``: whether
+        the features of the role are the group's channels, in order."""
+
+    def locked(self):
+        """Why features may not change, by role (dict)."""
+        return {}
+
+    def tied(self):
+        """Whether the features that it reads are the channels it makes."""
+        return False
+
+    def mixes(self):
+        """What is said of channels that it does not tell apart, or None."""
+
+    def inner_groups(self):
+        """Groups that are seen inside only: list of (role, size, reason why
+        it may not change or None)."""
+        return []
+
+    # ---- gates and cuts --------------------------------------------------
+
+    def energy(self):
+        """Sum of the squared weights that read each feature: (features,)."""
+        weight, axis = self.layer.weight, self.weight_axes["in"]
+        return weight.square().movedim(axis, 0).flatten(1).sum(1)
+
+    def masked(self, weights, args, kwargs):
+        """What the layer returns if closed channels do not count.
+
+        Called for rules with ``masks``. ``weights(role, size, like)`` says how
+        much channels count: (size,), in [0, 1]. ``weights.run(parameters,
+        args, kwargs)`` is the layer's own forward with some parameters
+        replaced. See :class:`noisegate.gates.Masked`.
+        """
+        raise NotImplementedError
+
+    def cut(self, role, index):
+        """Keeps the features ``index`` (ascending) of a role, in place."""
+        select(self.layer, "weight", self.weight_axes[role], index)
+        if role == "out":
+            select(self.layer, "bias", 0, index)
+        what = "channels" if hasattr(self.layer, "in_channels") else "features"
+        setattr(self.layer, f"{role}_{what}", len(index))
+
+    def renew(self):
+        """Corrects the sizes that a module keeps of layers inside."""
+
+    def arguments(self):
+        """Constructor arguments (dict) that build such a module again."""
+        return attributes(self.layer)
+
+    # ---- cost ------------------------------------------------------------
+
+    def record(self, args, kwargs, output):
+        """What the cost of a call depends on beside widths (dict of int);
+        ``output`` is the first tensor returned. Calls are added up."""
+        sizes = self.sizes()
+        made = sizes.get("out", sizes.get("norm"))
+        return {"positions": output.numel() // made}
+
+    def cost(self, widths, calls):
+        """The :class:`Cost` for widths by role, integers or tensors, and
+        what was recorded of the calls."""
+        raise NotImplementedError
+
+
+def attributes(module):
+    """Returns the attributes of a module that have the names of arguments.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        The module.
+
+    Returns
+    -------
+    dict
+        By name of the argument of its constructor.
+
+    Raises
+    ------
+    ValueError
+        If an argument without a default is not kept.
+    """
+    kept = {}
+    for name, argument in inspect.signature(type(module)).parameters.items():
+        if argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
+            continue
+        if hasattr(module, name):
+            kept[name] = getattr(module, name)
+        elif argument.default is argument.empty:
+            raise ValueError(
+                f"cannot write {type(module).__name__} to YAML: its argument "
+                f"'{name}' is not kept as an attribute"
+            )
+    return kept
+
+
+def select(module, name, axis, index):
+    """Keeps some entries of a parameter or buffer, in place.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        Who owns it.
+    name : str
+        Its name; nothing is done if the module has none.
+    axis : int
+        Axis of the entries.
+    index : torch.Tensor
+        Which stay, ascending.
+    """
+    parameter = getattr(module, name, None)
+    if parameter is None:
+        return
+    selected = parameter.detach().index_select(axis, index).clone()
+    if isinstance(parameter, torch.nn.Parameter):
+        selected = torch.nn.Parameter(selected, parameter.requires_grad)
+    setattr(module, name, selected)
+
+
+class OwnForward(torch.nn.Module):
+    """A layer's own forward, without the hooks, which have run already.
+
+    Arguments
+    ---------
+    layer : torch.nn.Module
+        The layer.
+    """
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+        self.own = layer.forward  # may be one of the instance
+
+    def forward(self, *args, **kwargs):
+        """Returns what the layer returns."""
+        return self.own(*args, **kwargs)
+
+    def run(self, parameters, args, kwargs):
+        """The same with some parameters (dict, by name) replaced."""
+        parameters = {f"layer.{k}": v for k, v in parameters.items()}
+        return functional_call(self, parameters, args, kwargs)

@@ -1,0 +1,120 @@
+"""Convolutions, and SpeechBrain's modules around them and around pooling.
+
+Authors
+ * The noisegate developers, 2026
+"""
+
+import math
+
+import speechbrain as sb
+import torch
+
+from noisegate.rules.base import Cost, LayerRule, register, select
+
+
+@register(torch.nn.Conv1d, torch.nn.Conv2d)
+class ConvRule(LayerRule):
+    """``MACs = positions in out kernel``; of each channel by itself
+    (depthwise) ``positions channels kernel``."""
+
+    family = "conv"
+
+    @property
+    def depthwise(self):
+        """bool : whether each channel is convolved by itself."""
+        layer = self.layer
+        return 1 < layer.groups == layer.in_channels == layer.out_channels
+
+    def sizes(self):
+        if self.depthwise:
+            return {"norm": self.layer.in_channels}
+        return {"in": self.layer.in_channels, "out": self.layer.out_channels}
+
+    def axes(self, n_dims):
+        return [-1 - len(self.layer.kernel_size)]
+
+    def locked(self):
+        if self.layer.groups == 1 or self.depthwise:
+            return {}
+        return dict.fromkeys(("in", "out"), "convolves in groups")
+
+    def mixes(self):
+        return "convolves over it" if self.layer.in_channels == 1 else None
+
+    def cut(self, role, index):
+        if role != "norm":
+            return super().cut(role, index)
+        select(self.layer, "weight", 0, index)
+        select(self.layer, "bias", 0, index)
+        n = len(index)
+        self.layer.in_channels = self.layer.out_channels = n
+        self.layer.groups = n
+
+    def cost(self, widths, calls):
+        n_out = widths["norm"] if self.depthwise else widths["out"]
+        n_in = 1 if self.depthwise else widths["in"]
+        weights = n_in * n_out * math.prod(self.layer.kernel_size)
+        params = weights + n_out * (self.layer.bias is not None)
+        positions = calls["positions"]
+        return Cost(positions * weights, params, positions * n_out)
+
+
+@register(torch.nn.ConvTranspose1d, torch.nn.ConvTranspose2d)
+class TransposedConvRule(ConvRule):
+    """Each input position is multiplied by the whole kernel."""
+
+    weight_axes = {"in": 0, "out": 1}
+
+    def record(self, args, kwargs, output):
+        x = [*args, *kwargs.values()][0]
+        return {"positions": x.numel() // self.layer.in_channels}
+
+
+@register(sb.nnet.CNN.Conv1d, sb.nnet.CNN.Conv2d)
+class SpeechBrainConvRule(LayerRule):
+    """SpeechBrain's modules around a convolution."""
+
+    def renew(self):
+        self.layer.in_channels = self.layer.conv.in_channels
+
+    def arguments(self):
+        module, conv = self.layer, self.layer.conv
+        arguments = {
+            "out_channels": conv.out_channels,
+            "kernel_size": module.kernel_size,
+            "in_channels": conv.in_channels,
+            "stride": module.stride,
+            "dilation": module.dilation,
+            "padding": module.padding,
+            "groups": conv.groups,
+            "bias": conv.bias is not None,
+            "padding_mode": module.padding_mode,
+            "skip_transpose": module.skip_transpose,
+        }
+        if module.unsqueeze:  # decided by the constructor from the input shape
+            del arguments["in_channels"]
+            arguments["input_shape"] = [1] * (1 + len(conv.kernel_size))
+        return arguments
+
+
+@register(sb.nnet.pooling.Pooling1d)
+class PoolingRule(LayerRule):
+    """SpeechBrain's module around a pooling layer."""
+
+    def arguments(self):
+        pool = self.layer.pool_layer
+        names = ["kernel_size", "stride", "padding", "ceil_mode"]
+        maximum = isinstance(pool, (torch.nn.MaxPool1d, torch.nn.MaxPool2d))
+        if maximum:
+            names.append("dilation")
+        values = {name: getattr(pool, name) for name in names}
+        planes = isinstance(pool, (torch.nn.AvgPool2d, torch.nn.MaxPool2d))
+        return {
+            "pool_type": "max" if maximum else "avg",
+            "input_dims": 4 if planes else 3,
+            "pool_axis": self.layer.pool_axis,
+            **{
+                name: value[-1] if isinstance(value, tuple) else value
+                for name, value in values.items()
+            },
+        }

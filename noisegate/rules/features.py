@@ -1,0 +1,101 @@
+"""The front-end: channels that are made before the model.
+
+Authors
+ * The noisegate developers, 2026
+"""
+
+import speechbrain as sb
+import torch
+
+from noisegate.rules.base import Cost, LayerRule
+
+FEATURES = "features"  # the group of what the model reads
+
+
+class FbankRule(LayerRule):
+    """SpeechBrain's mel filterbank: ``MACs = positions bins bands``.
+
+    It is no layer of the model, so that it is not registered.
+
+    Arguments
+    ---------
+    layer : speechbrain.lobes.features.Fbank
+        The front-end.
+
+    Raises
+    ------
+    TypeError
+        For another front-end.
+    """
+
+    def __init__(self, layer):
+        if not isinstance(layer, sb.lobes.features.Fbank):
+            raise TypeError(
+                "front_end must be a speechbrain.lobes.features.Fbank, got "
+                f"{type(layer).__name__}"
+            )
+        super().__init__(layer)
+
+    def sizes(self):
+        bank = self.layer.compute_fbanks
+        return {"in": bank.n_stft, "out": bank.n_mels}
+
+    @property
+    def top_db(self):
+        """float : range in dB below the loudest band that is kept."""
+        return self.layer.compute_fbanks.top_db
+
+    def locked(self):
+        if self.layer.deltas or self.layer.context:
+            return {"out": "deltas or context windows follow the filterbank"}
+        return {}
+
+    def cost(self, widths, calls):
+        """See the base class; the filters are fixed, the FFT not counted."""
+        positions, bands = calls["positions"], widths["out"]
+        return Cost(positions * widths["in"] * bands, 0, positions * bands)
+
+    def cut(self, role, index):
+        """Returns a filterbank with some of the filters.
+
+        SpeechBrain's trainable filterbank keeps centres and bandwidths as
+        parameters: any subset of filters can be loaded into one.
+
+        Arguments
+        ---------
+        role : str
+            "out".
+        index : torch.Tensor
+            Bands that stay, ascending.
+
+        Returns
+        -------
+        speechbrain.lobes.features.Fbank
+        """
+        old = self.layer.compute_fbanks
+        arguments = self.arguments()
+        arguments.update(n_mels=len(index), requires_grad=True)
+        new = sb.lobes.features.Fbank(**arguments)
+        bank = new.compute_fbanks
+        # It multiplies by the sample rate, the old one by its settings
+        trained = old.param_change_factor**2
+        scale = 1 / old.sample_rate if old.freeze else trained
+        with torch.no_grad():
+            bank.f_central.copy_(old.f_central.cpu()[index] * scale)
+            bank.band.copy_(old.band.cpu()[index] * scale)
+        bank.top_db = old.top_db
+        return new.requires_grad_(False)
+
+    def arguments(self):
+        module = self.layer
+        stft, bank = module.compute_STFT, module.compute_fbanks
+        names = ("f_min", "f_max", "n_fft", "n_mels", "filter_shape")
+        return {
+            "deltas": module.deltas,
+            "context": module.context,
+            "requires_grad": module.requires_grad,
+            "sample_rate": stft.sample_rate,
+            "win_length": 1000 * stft.win_length / stft.sample_rate,
+            "hop_length": 1000 * stft.hop_length / stft.sample_rate,
+            **{name: getattr(bank, name) for name in names},
+        }

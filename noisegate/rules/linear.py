@@ -1,0 +1,58 @@
+"""Linear layers and embeddings.
+
+Authors
+ * The noisegate developers, 2026
+"""
+
+import speechbrain as sb
+import torch
+
+from noisegate.rules.base import Cost, LayerRule, register, select
+
+
+@register(torch.nn.Linear)
+class LinearRule(LayerRule):
+    """``MACs = positions in out``."""
+
+    def sizes(self):
+        return {"in": self.layer.in_features, "out": self.layer.out_features}
+
+    def cost(self, widths, calls):
+        n_in, n_out = widths["in"], widths["out"]
+        macs = calls["positions"] * n_in * n_out
+        params = n_in * n_out + n_out * (self.layer.bias is not None)
+        return Cost(macs, params, calls["positions"] * n_out)
+
+
+@register(torch.nn.Embedding)
+class EmbeddingRule(LayerRule):
+    """Makes features of indices: parameters only."""
+
+    n_values = 0
+
+    def sizes(self):
+        return {"out": self.layer.embedding_dim}
+
+    def cut(self, role, index):
+        select(self.layer, "weight", 1, index)
+        self.layer.embedding_dim = len(index)
+
+    def cost(self, widths, calls):
+        n_out = widths["out"]
+        params = self.layer.num_embeddings * n_out
+        return Cost(0, params, calls["positions"] * n_out)
+
+
+@register(sb.nnet.linear.Linear)
+class SpeechBrainLinearRule(LayerRule):
+    """SpeechBrain's module around a Linear layer."""
+
+    def arguments(self):
+        linear = self.layer.w
+        return {
+            "n_neurons": linear.out_features,
+            "input_size": linear.in_features,
+            "bias": linear.bias is not None,
+            "max_norm": self.layer.max_norm,
+            "combine_dims": self.layer.combine_dims,
+        }

@@ -1,0 +1,224 @@
+"""Recurrent layers: those of torch, cells, SpeechBrain's modules.
+
+Authors
+ * The noisegate developers, 2026
+"""
+
+import inspect
+
+import torch
+from speechbrain.lobes.models import resepformer
+from speechbrain.nnet import RNN
+
+from noisegate.gate import bounded_sqrt
+from noisegate.rules.base import Cost, LayerRule, register, select
+
+
+@register(torch.nn.GRUCell, torch.nn.LSTMCell, torch.nn.RNNCell)
+class CellRule(LayerRule):
+    """L layers and D directions of H units; a cell is one of each.
+
+    ``MACs = positions G D H ((in + H) + (L - 1)(D H + H))``, where G is 3 for
+    a GRU, 4 for an LSTM and 1 for a simple RNN.
+
+    Role "hidden" are the units, of which each direction makes an output. No
+    unit reads a closed one. Units at the edge fade without noise inside (the
+    fused kernels leave no room for it) and with noise in the layer that reads
+    the output.
+    """
+
+    family = inside = "rnn"
+    masks = ("hidden",)
+    n_values = 2
+
+    @property
+    def directions(self):
+        """int : 1, or 2 if it is bidirectional."""
+        return 2 if getattr(self.layer, "bidirectional", False) else 1
+
+    @property
+    def n_parts(self):
+        """int : weight matrices of a unit, G."""
+        parameter = next(self.layer.parameters())
+        return parameter.shape[0] // self.layer.hidden_size
+
+    def sizes(self):
+        units = self.layer.hidden_size
+        return {"in": self.layer.input_size, "out": units, "hidden": units}
+
+    def values(self, args, kwargs):
+        """See the base class; what enters the state is tied to the units."""
+        given = [*args, *kwargs.values()][: self.n_values]
+        return list(zip(("in", "state"), given))
+
+    def ports(self, role, index):
+        if role != "out":
+            return [(role, index)]
+        return [(role, index.repeat(self.directions)), ("hidden", index)]
+
+    def locked(self):
+        if getattr(self.layer, "proj_size", 0):
+            return {"out": "projects its state"}
+        return {}
+
+    def _named(self, *starts):
+        """Names and tensors of the parameters that start so."""
+        return [
+            (name, parameter)
+            for name, parameter in self.layer.named_parameters()
+            if name.startswith(starts)
+        ]
+
+    def _first(self):
+        """Names of the weights that read the input."""
+        names = [name for name, _ in self._named("weight_ih")]
+        return [n for n in names if n == "weight_ih" or "_l0" in n]
+
+    def energy(self):
+        weights = [getattr(self.layer, name) for name in self._first()]
+        weight = torch.cat(weights) if len(weights) > 1 else weights[0]
+        return weight.square().movedim(1, 0).flatten(1).sum(1)
+
+    def masked(self, weights, args, kwargs):
+        like = next(self.layer.parameters())
+        units = weights("hidden", self.layer.hidden_size, like)
+        factor = bounded_sqrt(units)
+        parameters = {
+            name: parameter * factor
+            for name, parameter in self._named("weight_hh")
+        }
+        for name, parameter in self._named("weight_ih"):
+            if name not in self._first():
+                parameters[name] = parameter * factor.repeat(self.directions)
+        return weights.run(parameters, args, kwargs)
+
+    def cut(self, role, index):
+        layer = self.layer
+        if role == "out":  # its outputs are its units
+            return
+        if role == "in":
+            for name in self._first():
+                select(layer, name, 1, index)
+            layer.input_size = len(index)
+        else:
+            size, n_parts, first = (
+                layer.hidden_size,
+                self.n_parts,
+                self._first(),
+            )
+            rows = torch.cat([index + part * size for part in range(n_parts)])
+            below = torch.cat(
+                [index + d * size for d in range(self.directions)]
+            )
+            for name, _ in self._named("weight", "bias"):
+                select(layer, name, 0, rows)
+                if name.startswith("weight_hh"):
+                    select(layer, name, 1, index)
+                elif name.startswith("weight_ih") and name not in first:
+                    select(layer, name, 1, below)
+            layer.hidden_size = len(index)
+
+    def record(self, args, kwargs, output):
+        return {"positions": output.numel() // output.shape[-1]}
+
+    def cost(self, widths, calls):
+        n_in, units = widths["in"], widths["hidden"]
+        n_more, directions = (
+            getattr(self.layer, "num_layers", 1) - 1,
+            self.directions,
+        )
+        per_unit = (n_in + units) + n_more * (directions * units + units)
+        weights = self.n_parts * directions * units * per_unit
+        biases = 2 * self.n_parts * directions * units * (n_more + 1)
+        elements = calls["positions"] * directions * units * (n_more + 1)
+        params = weights + biases * self.layer.bias
+        return Cost(calls["positions"] * weights, params, elements)
+
+
+@register(torch.nn.GRU, torch.nn.LSTM, torch.nn.RNN)
+class RecurrentRule(CellRule):
+    """GRU, LSTM and simple RNN: as a cell, over time."""
+
+    fused = True
+
+    def cut(self, role, index):
+        super().cut(role, index)
+        self.layer.flatten_parameters()  # cuDNN wants them side by side
+
+
+class SpeechBrainRecurrentRule(LayerRule):
+    """SpeechBrain's recurrent modules."""
+
+    inside = "rnn"
+
+    def renew(self):
+        module = self.layer
+        if hasattr(module, "rnn_cells"):
+            module.hidden_size = module.rnn_cells[0].hidden_size
+
+
+class StackRule(SpeechBrainRecurrentRule):
+    """Takes the states of its layers for tensors of one size."""
+
+    stacks = True
+
+
+register(
+    *(
+        kind
+        for _, kind in inspect.getmembers(RNN, inspect.isclass)
+        if kind.__module__ == RNN.__name__
+    )
+)(SpeechBrainRecurrentRule)
+register(RNN.RNNCell, RNN.GRUCell, RNN.LSTMCell)(StackRule)
+
+
+@register(RNN.LiGRU, RNN.SLiGRU)
+class LiGRURule(StackRule):
+    """A stack of layers."""
+
+    def renew(self):
+        self.layer.hidden_size = self.layer.rnn[0].u.in_features
+
+
+@register(RNN.LiGRU_Layer, RNN.SLiGRU_Layer)
+class LiGRULayerRule(SpeechBrainRecurrentRule):
+    """A layer of such a stack, with masks of dropout."""
+
+    def renew(self):
+        layer, size = self.layer, self.layer.u.in_features
+        if layer.hidden_size != size:
+            layer.hidden_size = size
+            layer.drop_masks = layer.drop_masks[:, :size]
+
+
+@register(RNN.AttentionalRNNDecoder)
+class AttentionalDecoderRule(SpeechBrainRecurrentRule):
+    """A stack of cells with attention."""
+
+    def renew(self):
+        module = self.layer
+        module.hidden_size = module.rnn.rnn_cells[0].hidden_size
+        module.attn_dim = module.attn.mlp_out.out_features
+
+
+@register(RNN.GRU)
+class SpeechBrainGRURule(SpeechBrainRecurrentRule):
+    """SpeechBrain's module around a GRU."""
+
+    def arguments(self):
+        names = ("hidden_size", "input_size", "num_layers", "bias")
+        names += ("dropout", "bidirectional")
+        arguments = {name: getattr(self.layer.rnn, name) for name in names}
+        if self.layer.reshape:  # decided by the constructor from the shape
+            size = arguments.pop("input_size")
+            arguments["input_shape"] = [1, 1, 1, size]
+        return arguments
+
+
+@register(resepformer.SegLSTM)
+class SegLSTMRule(LayerRule):
+    """SpeechBrain's module around an LSTM over segments."""
+
+    def renew(self):
+        self.layer.hidden_size = self.layer.lstm.hidden_size

@@ -137,7 +137,7 @@ def latencies(model, rounds, device):
         with open(f"{folder}/compact/hyperparams.yaml") as fin:
             built = load_hyperpyyaml(fin)["model"].to(device).eval()
     dense = load(model, device)["model"].eval()
-    bands = hparams["gates"].gates["features"].integer_width()
+    bands = hparams["gates"]["features"].integer_width()
     x = torch.randn(1, FRAMES, 80, device=device)
     narrow = x[..., :bands].contiguous()
     with torch.inference_mode():

@@ -27,8 +27,8 @@ from hyperpyyaml import load_hyperpyyaml, resolve_references
 from noisegate.cut import cut, kept_features
 from noisegate.layers import undeclare
 from noisegate.probe import FORWARD_ERRORS
-from noisegate.rules.base import attributes, rule_of
-from noisegate.rules.features import FEATURES, FbankRule
+from noisegate.rules.base import rule_of
+from noisegate.rules.features import FEATURES
 
 # Attributes that do not come from the constructor, or are written separately
 _STATE = ("training", "top_db")
@@ -71,7 +71,7 @@ def compact(gates):
     if front_end is not None:
         undeclare(front_end)
     if FEATURES in keep:
-        front_end = FbankRule(front_end).cut("out", keep[FEATURES])
+        front_end = rule_of(front_end).cut("out", keep[FEATURES])
     return model.eval(), front_end
 
 
@@ -169,14 +169,6 @@ def constructor(hparams_file, key, overrides=None):
     return out.getvalue().strip()
 
 
-def _arguments(module):
-    """Constructor arguments that build a module of these sizes again."""
-    rule = rule_of(module)
-    if rule is None and isinstance(module, sb.lobes.features.Fbank):
-        rule = FbankRule(module)
-    return attributes(module) if rule is None else rule.arguments()
-
-
 def _scalar(value):
     if isinstance(value, type):
         return f"!name:{value.__module__}.{value.__qualname__}"
@@ -204,7 +196,9 @@ def _to_yaml(module, indent=0):
             f"{name}: {_to_yaml(m, indent + 4)}" for name, m in module.items()
         ]
     else:
-        lines = [f"{k}: {_scalar(v)}" for k, v in _arguments(module).items()]
+        lines = [
+            f"{k}: {_scalar(v)}" for k, v in rule_of(module).arguments().items()
+        ]
     if not lines:
         return head
     return "\n".join([head, *(pad + line for line in lines)])

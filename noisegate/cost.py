@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from noisegate.cut import cut, detached_copy, kept_features
 from noisegate.probe import evaluating, tensors
 from noisegate.rules.base import Cost, find_leaves, rule_of
-from noisegate.rules.features import FEATURES, FbankRule
+from noisegate.rules.features import FEATURES
 
 logger = get_logger(__name__)
 
@@ -32,18 +32,7 @@ PRODUCTS = "products between the layers"
 
 
 def count_macs(model, inputs):
-    """Counts the MACs of one pass, whatever computes them.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        The model.
-    inputs : list
-        Its arguments.
-
-    Returns
-    -------
-    int
+    """Counts the MACs (int) of one pass of a model, whatever computes them.
 
     Example
     -------
@@ -51,8 +40,7 @@ def count_macs(model, inputs):
     60
     """
     # Kernels that compute a whole layer are not counted
-    rules = (rule_of(module) for module in model.modules())
-    fused = any(rule is not None and rule.fused for rule in rules)
+    fused = any(rule_of(module).fused for module in model.modules())
     onednn = torch.backends.mkldnn.enabled and not fused
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -186,7 +174,7 @@ class CostModel:
                 if front_end is not None:
                     example = [front_end(example[0])]
                     frames = example[0].numel() // example[0].shape[-1]
-                    rules[FEATURES] = FbankRule(front_end)
+                    rules[FEATURES] = rule_of(front_end)
                     calls[FEATURES] = {"positions": frames}
                 counted = count_macs(model, example)
         finally:
@@ -221,19 +209,10 @@ class CostModel:
         """Finds out how products between the layers depend on the widths.
 
         Such as sums over nodes or frames that are weighted by attention which
-        no layer computes. Copies of the model are cut and counted. Channels
-        that meet in a product are not gated, so that its MACs are linear in
-        each width and no two widths multiply. If that does not explain what
-        is counted, a warning is logged.
-
-        Arguments
-        ---------
-        model : torch.nn.Module
-            The model at full width, without gates.
-        groups : list of noisegate.groups.Group
-            Its channel groups; those that are not fixed can be cut.
-        inputs : list
-            Arguments of the model for the duration that costs refer to.
+        no layer computes. Copies of the model, plain and at full width, are
+        cut and counted. Channels that meet in a product are not gated, so that
+        its MACs are linear in each width and no two widths multiply. If that
+        does not explain what is counted, a warning is logged.
         """
         groups = [group for group in groups if group.locked_reason is None]
 

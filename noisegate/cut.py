@@ -17,18 +17,9 @@ from noisegate.rules.features import FEATURES
 def kept_features(groups, keep):
     """Returns the features that layers keep when groups are cut.
 
-    Arguments
-    ---------
-    groups : list of noisegate.groups.Group
-        The groups of a model.
-    keep : dict of str to torch.Tensor
-        Channels that stay, ascending, of the groups to cut by name.
-
-    Returns
-    -------
-    dict of (str, str) to torch.Tensor
-        Features that stay, ascending, by path and role of the ports. A layer
-        may read several groups.
+    ``keep`` has the channels that stay, ascending, of the groups to cut by
+    name; the result the features by path and role of the ports. A layer may
+    read several groups.
     """
     masks = {}
     for group in groups:
@@ -49,19 +40,8 @@ def kept_features(groups, keep):
 
 
 def cut(model, kept):
-    """Cuts layers in place.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        A plain model.
-    kept : dict of (str, str) to torch.Tensor
-        See :func:`kept_features`.
-
-    Returns
-    -------
-    torch.nn.Module
-        The model.
+    """Cuts the layers of a plain model in place, see :func:`kept_features`,
+    and returns it.
 
     Example
     -------
@@ -85,24 +65,13 @@ def cut(model, kept):
         device = next(layer.parameters(), index).device
         rule_of(layer).cut(role, index.to(device))
     for module in model.modules():
-        if (rule := rule_of(module)) is not None:
-            rule.renew()
+        rule_of(module).renew()
     return model
 
 
 def detached_copy(model):
-    """Returns a deep copy of a model.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        The model; tensors that its last pass left in it, as torch's older
-        weight normalization does, may be part of a graph.
-
-    Returns
-    -------
-    torch.nn.Module
-    """
+    """Returns a deep copy of a model, in which the last pass may have left
+    tensors that are part of a graph, as torch's older weight norm does."""
     for module in model.modules():
         for name, value in vars(module).items():
             if torch.is_tensor(value) and value.grad_fn is not None:
@@ -112,11 +81,6 @@ def detached_copy(model):
 
 def fold(model):
     """Replaces weight and spectral normalization by plain weights, in place.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        The model.
 
     Example
     -------

@@ -23,7 +23,8 @@ from noisegate.groups import (
     unknown_layers,
 )
 from noisegate.probe import evaluating
-from noisegate.rules.features import FEATURES, FbankRule
+from noisegate.rules.base import rule_of
+from noisegate.rules.features import FEATURES
 from noisegate.trial import lock_inexact
 
 logger = get_logger(__name__)
@@ -167,6 +168,11 @@ class Gates(collections.abc.Mapping):
         self.model = model
         self.front_end = front_end
         if front_end is not None:
+            if not rule_of(front_end).in_front:
+                raise TypeError(
+                    "front_end must be a speechbrain.lobes.features.Fbank, got "
+                    f"{type(front_end).__name__}"
+                )
             example = [torch.zeros(1, round(segment_s * sample_rate))]
         elif input_shape is not None:
             example = [torch.zeros(input_shape)]
@@ -183,7 +189,7 @@ class Gates(collections.abc.Mapping):
             if whole[0].is_floating_point():
                 self.input_shape = list(whole[0].shape)
         self.example = inputs  # of the model, as short as it can be
-        self.groups = find_groups(model, front_end, inputs)
+        self.groups = find_groups(model, inputs, front_end)
         self.unknown = unknown_layers(model, self.groups)
         if layers is None or layers:
             lock_inexact(model, self.groups, inputs)
@@ -204,7 +210,7 @@ class Gates(collections.abc.Mapping):
                 raise ValueError(f"{where}'{group.name}': {error}") from error
             self._attach(group, made)
         if FEATURES in self._gates:
-            top_db = FbankRule(front_end).top_db
+            top_db = rule_of(front_end).top_db
             if top_db < _DB:
                 logger.warning(
                     "The filterbank clips each mel band relative to the "

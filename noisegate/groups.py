@@ -20,10 +20,10 @@ from typing import Optional
 
 import torch
 
-from noisegate.layers import declared
+from noisegate.layers import declared_gate
 from noisegate.probe import Probe, tensors
 from noisegate.rules.base import find_leaves, rule_of
-from noisegate.rules.features import FEATURES, FbankRule
+from noisegate.rules.features import FEATURES
 
 FRAMES = 64  # of the examples that are probed
 SAMPLES = 8000  # of those that are waveforms
@@ -110,28 +110,12 @@ class Group:
         return [port for port in self.ports if port.role == role]
 
 
-def find_groups(model, front_end=None, example=None):
-    """Finds the channel groups of a model.
+def find_groups(model, example, front_end=None):
+    """Finds the channel groups of a model, in the order of its layers.
 
-    Arguments
-    ---------
-    model : torch.nn.Module
-        The model; its first input are the features.
-    front_end : speechbrain.lobes.features.Fbank
-        Front-end whose filters are channels too, optional.
-    example : list of torch.Tensor
-        Arguments of the model; random features (batch, time, features) if
-        left out.
-
-    Returns
-    -------
-    list of Group
-        In the order of the layers; those that may not change say why.
-
-    Raises
-    ------
-    ValueError
-        If the forward is not deterministic, see :class:`noisegate.probe.Probe`.
+    Those that may not change say why. The example are arguments of the model,
+    the front-end one whose filters are channels too. Raises what
+    :class:`noisegate.probe.Probe` raises.
 
     Example
     -------
@@ -141,18 +125,12 @@ def find_groups(model, front_end=None, example=None):
     >>> net.append(Linear, n_neurons=16, layer_name="hidden")
     >>> net.append(torch.nn.ReLU(), layer_name="act")
     >>> net.append(Linear, n_neurons=1, layer_name="out")
-    >>> for group in find_groups(net):
+    >>> for group in find_groups(net, [torch.zeros(1, 9, 8)]):
     ...     print(group.name, group.size, group.locked_reason)
     features 8 the input of the model
     hidden 16 None
     out 1 the output of the model
     """
-    if example is None:
-        if front_end is None:
-            n_features = _input_size(model)
-        else:
-            n_features = FbankRule(front_end).sizes()["out"]
-        example = [torch.zeros(1, FRAMES, n_features)]
     example = not_silent(example)
     probe = Probe(model, example, with_features=front_end is not None)
     groups = _Finder(model, probe).groups()
@@ -165,27 +143,14 @@ def find_groups(model, front_end=None, example=None):
     for group in groups if front_end is not None else ():
         if group.name == FEATURES:
             _declare(group, front_end)
-            reason = FbankRule(front_end).locked().get("out")
+            reason = rule_of(front_end).locked().get("out")
             group.locked_reason = reason or group.locked_reason
     return groups
 
 
 def unknown_layers(model, groups):
-    """Returns the layers with weights that noisegate does not know.
-
-    They stay as they are, as do the channels that they read and make.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        The model.
-    groups : list of Group
-        Its groups.
-
-    Returns
-    -------
-    dict of str to str
-        Name of the class by path.
+    """Returns the layers with weights that noisegate does not know: names of
+    their classes by path. They stay as they are, as do their channels.
 
     Example
     -------
@@ -215,54 +180,40 @@ def _role(model, group):
         return "heads"
     if FEATURES in makers:
         return FEATURES
-    parts = makers[0].split(".")
-    around = [
-        model.get_submodule(".".join(parts[: i + 1])) for i in range(len(parts))
-    ]
-    inside = {rule.inside for rule in map(rule_of, around) if rule is not None}
+    rule = rule_of(model.get_submodule(makers[0]))
+    above = [rule_of(module).inside for _, module in _above(model, makers[0])]
+    inside = {rule.inside, *above}
     if len(makers) == 1 and ("ffn" in inside or group.name.endswith("pos_ffn")):
         return "ffn"
     if "rnn" in inside:
         return "rnn"
-    return "residual" if len(makers) > 1 else rule_of(around[-1]).family
+    return "residual" if len(makers) > 1 else rule.family
+
+
+def _above(model, path):
+    """Paths and modules around a layer, from the outside in."""
+    parts = path.split(".")
+    paths = [".".join(parts[:i]) for i in range(len(parts))]
+    return [(above, model.get_submodule(above)) for above in paths]
 
 
 def _declare(group, module):
     """Notes that a module asks for a gate, see :mod:`noisegate.layers`."""
-    wish = declared(module)
+    wish = declared_gate(module)
     if wish is not None:
-        group.wanted, group.gate = True, wish.gate
+        group.wanted, group.gate = True, wish[0]
 
 
 def not_silent(inputs):
-    """Returns example inputs that let one see what passes a model.
-
-    Arguments
-    ---------
-    inputs : list
-        Arguments of the model.
-
-    Returns
-    -------
-    list
-        The same with noise in place of constant features.
-    """
+    """Returns arguments of a model (list) with noise in place of constant
+    features, so that one sees what passes the model."""
     first = inputs[0]
-    if not torch.is_tensor(first) or not first.is_floating_point():
-        return list(inputs)
-    if first.max() > first.min():
+    silent = torch.is_tensor(first) and first.is_floating_point()
+    if not silent or first.max() > first.min():
         return list(inputs)
     draw = torch.Generator().manual_seed(0)
     noise = 0.5 + torch.rand(first.shape, generator=draw)
     return [noise.to(first), *inputs[1:]]
-
-
-def _input_size(model):
-    """Input size of the first layer that has weights."""
-    for rule in find_leaves(model).values():
-        if rule.n_read:
-            return rule.n_read
-    raise ValueError(f"no layer with weights in {type(model).__name__}")
 
 
 class _Finder:
@@ -286,10 +237,12 @@ class _Finder:
             counts = tuple(sorted((k, len(v)) for k, v in places.items()))
             alike[counts, reason].append(places)
         found = [
-            self._sorted(channels, reason)
+            (sorted(channels, key=self._first), reason)
             for (_, reason), channels in alike.items()
         ]
-        found = self._in_lockstep(found)
+        n_before = 0
+        while n_before != len(found):  # a joined group may join others
+            n_before, found = len(found), self._in_lockstep(found)
         found.sort(key=lambda item: self._first(item[0][0]))
         groups, names = [], collections.Counter()
         for channels, reason in found:
@@ -315,54 +268,36 @@ class _Finder:
             if role == "out"
         )
 
-    def _sorted(self, channels, reason):
-        return sorted(channels, key=self._first), reason
-
     def _in_lockstep(self, found):
         """Joins groups of equal size that have to be cut alike.
 
         Such are the chunks of what one layer makes, and the layers of an RNN
         that stacks their states.
         """
-        free = [item for item in found if item[1] is None]
-        kept = [item for item in found if item[1] is not None]
-        while free:
-            channels, _ = free.pop(0)
+        joined = []
+        for channels, reason in found:
             makers = self._makers(channels[0])
-            partner = next(
-                (
-                    item
-                    for item in free
-                    if makers & self._makers(item[0][0])
-                    and len(item[0]) == len(channels)
-                    and len(channels) > 1
-                ),
-                None,
-            )
-            if partner is None:
-                kept.append((channels, None))
-                continue
-            free.remove(partner)
-            for mine, others in zip(channels, partner[0]):
-                for place, numbers in others.items():
-                    mine[place] = sorted(mine[place] + numbers)
-            free.insert(0, (channels, None))
-        return kept
+            for others, locked in joined:
+                alike = len(others) == len(channels) > 1
+                free = locked is None and reason is None
+                if free and alike and makers & self._makers(others[0]):
+                    for mine, more in zip(others, channels):
+                        for place, numbers in more.items():
+                            mine[place] = sorted(mine[place] + numbers)
+                    break
+            else:
+                joined.append((channels, reason))
+        return joined
 
     def _makers(self, places):
         """Layers that make a channel, or what stacks their states."""
-        makers = set()
-        for path, role in places:
-            if role != "out":
-                continue
-            makers.add(path)
-            parts = path.split(".")
-            for i in range(1, len(parts)):
-                above = ".".join(parts[:i])
-                rule = rule_of(self.model.get_submodule(above))
-                if rule is not None and rule.stacks:
-                    makers.add(above)
-        return makers
+        made = {path for path, role in places if role == "out"}
+        return made | {
+            above
+            for path in made
+            for above, module in _above(self.model, path)
+            if rule_of(module).stacks
+        }
 
     def _group(self, channels, reason):
         """One group of equal channels [{(path, role): numbers}]."""
@@ -426,24 +361,19 @@ class _Finder:
 
     def _name(self, path):
         """The path without what SpeechBrain's layers wrap around it."""
-        parts = path.split(".")
-        for i, part in enumerate(parts):
-            above = self.model.get_submodule(".".join(parts[:i]))
-            rule = rule_of(above)
-            if rule is not None and rule.named_part == part:
-                return ".".join(parts[: i + 1])
-            bases = type(above).__mro__
-            wraps = any(b.__module__.startswith(_WRAPPERS) for b in bases)
-            if wraps and i == len(parts) - 1:
-                return ".".join(parts[:i])
-        return path
+        around = _above(self.model, path)
+        for above, module in around:
+            named = f"{above}.{rule_of(module).named_part}".lstrip(".")
+            if f"{path}.".startswith(f"{named}."):
+                return named
+        above, module = around[-1]
+        names = [kind.__module__ for kind in type(module).__mro__]
+        wraps = any(name.startswith(_WRAPPERS) for name in names)
+        return above if wraps else path
 
     def _complete(self, group, path):
         """What modules around the first maker say about its group."""
-        parts = path.split(".")
-        for i in range(1, len(parts)):
-            above = ".".join(parts[:i])
-            module = self.model.get_submodule(above)
+        for above, module in _above(self.model, path)[1:]:
             if getattr(module, "unsqueeze", False):
                 # SpeechBrain takes away an output axis of size 1 then
                 group.min_width = min(2, group.size)

@@ -12,55 +12,19 @@ Authors
  * The noisegate developers, 2026
 """
 
-from typing import NamedTuple, Optional
-
 import speechbrain as sb
 from speechbrain.lobes.models.transformer.Transformer import (
     TransformerEncoderLayer,
 )
 
 
-class Declared(NamedTuple):
-    """The wish of a layer for a gate.
-
-    Arguments
-    ---------
-    gate : callable
-        Gate factory (``!name:noisegate.NoiseGate``); None takes the default
-        of :class:`noisegate.gates.Gates`.
-    """
-
-    gate: Optional[object]
-
-
-def declared(layer):
-    """Returns the wish of a layer for a gate.
-
-    Arguments
-    ---------
-    layer : torch.nn.Module
-        Any layer.
-
-    Returns
-    -------
-    Declared or None
-    """
+def declared_gate(layer):
+    """Returns the wish of a layer: (gate factory or None,), None if none."""
     return vars(layer).get("declared_gate")
 
 
 def undeclare(model):
-    """Takes the wishes for gates out of a model.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        The model.
-
-    Returns
-    -------
-    torch.nn.Module
-        The same, which now is nothing but plain layers.
-    """
+    """Takes the wishes out of a model, which then has plain layers only."""
     for layer in model.modules():
         vars(layer).pop("declared_gate", None)
     return model
@@ -73,7 +37,7 @@ class _Gated:
 
     def __new__(cls, *args, gate=None, **kwargs):
         layer = cls.plain(*args, **kwargs)
-        layer.declared_gate = Declared(gate)
+        layer.declared_gate = (gate,)
         return layer
 
 

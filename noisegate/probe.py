@@ -26,6 +26,7 @@ import itertools
 import math
 
 import torch
+from scipy.cluster.hierarchy import DisjointSet
 
 from noisegate.rules.base import find_leaves
 from noisegate.rules.features import FEATURES
@@ -47,17 +48,7 @@ _MAX_SINGLE = 128
 
 
 def tensors(value):
-    """Returns all tensors in nested lists, tuples and dicts.
-
-    Arguments
-    ---------
-    value : object
-        What a layer takes or returns.
-
-    Returns
-    -------
-    list of torch.Tensor
-    """
+    """Returns all tensors (list) in nested lists, tuples and dicts."""
     if torch.is_tensor(value):
         return [value]
     if isinstance(value, torch.nn.utils.rnn.PackedSequence):
@@ -71,13 +62,7 @@ def tensors(value):
 
 @contextlib.contextmanager
 def evaluating(model):
-    """Puts a model into evaluation mode without gradients, for a while.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        The model; each layer gets its mode back.
-    """
+    """Puts a model into evaluation mode without gradients, for a while."""
     training = {layer: layer.training for layer in model.modules()}
     model.eval()
     try:
@@ -113,49 +98,8 @@ def _differ(x, y):
 
 def _per_feature(rule, where):
     """Whether any position of each feature is set: (features,)."""
-    shape = rule.shape(where)
-    axes = [axis for axis, size in enumerate(shape) if size == 1]
-    if axes:
-        where = where.any(dim=axes[0], keepdim=True)
-        for axis in axes[1:]:
-            where = where.any(dim=axis, keepdim=True)
-    return where.flatten()
-
-
-class _Sets:
-    """Disjoint sets of features (union-find)."""
-
-    def __init__(self):
-        self.parent = {}
-        self.reasons = {}
-
-    def find(self, item):
-        """The representative of a feature's set."""
-        path = []
-        while (above := self.parent.setdefault(item, item)) != item:
-            path.append(item)
-            item = above
-        for below in path:
-            self.parent[below] = item
-        return item
-
-    def union(self, one, other):
-        """Joins two sets."""
-        self.parent[self.find(one)] = self.find(other)
-
-    def fix(self, item, reason):
-        """Notes why the set of a feature has to stay."""
-        self.find(item)
-        self.reasons.setdefault(item, reason)
-
-    def components(self):
-        """All sets with the first reason to stay, if there is one."""
-        members, reasons = {}, {}
-        for item in self.parent:
-            members.setdefault(self.find(item), []).append(item)
-        for item, reason in self.reasons.items():
-            reasons.setdefault(self.find(item), reason)
-        return [(set_, reasons.get(root)) for root, set_ in members.items()]
+    axes = [axis for axis, n in enumerate(rule.shape(where)) if n == 1]
+    return (where.any(dim=axes) if axes else where).flatten()
 
 
 class Probe:
@@ -199,8 +143,8 @@ class Probe:
         self.makers = {}  # place (path, role): number of channels
         self._tensors = {}  # place: a parameter or buffer of no leaf
         self._with_features = with_features
-        self._sets = _Sets()
-        self._stand_ins, self._clean_inputs = {}, {}
+        self._sets, self._reasons = DisjointSet(), {}
+        self._stand_ins, self._clean = {}, {}
         self._noise, self._n_disturbed = {}, 0
         self._stage, self._selected, self._sign = "record", {}, 1
         saved = {
@@ -221,16 +165,31 @@ class Probe:
     def components(self):
         """Returns the sets of features that can only be cut together.
 
-        Returns
-        -------
-        list of tuple
-            Features (path, role, number) with role "out" for a channel that
-            the layer makes, "in" for a feature that it reads, "norm" for one
-            that it treats, "axis0", "axis1", ... for the entries of a
-            parameter or buffer of no such layer; and the reason why they
-            have to stay or None.
+        A list of features and the reason why they have to stay, or None.
+        Features are (path, role, number) with role "out" for a channel that
+        the layer makes, "in" for a feature that it reads, "norm" for one that
+        it treats, "axis0", "axis1", ... for the entries of a parameter or
+        buffer of no such layer.
         """
-        return self._sets.components()
+        reasons = {}
+        for item, reason in self._reasons.items():
+            reasons.setdefault(self._sets[item], reason)
+        return [
+            (sorted(members), reasons.get(self._sets[next(iter(members))]))
+            for members in self._sets.subsets()
+        ]
+
+    def _fix(self, place, numbers, reason):
+        """Notes why the sets of some features have to stay."""
+        for number in numbers:
+            self._sets.add((*place, number))
+            self._reasons.setdefault((*place, number), reason)
+
+    def _union(self, one, other):
+        """Joins the sets of two features."""
+        self._sets.add(one)
+        self._sets.add(other)
+        self._sets.merge(one, other)
 
     # ---- one pass ---------------------------------------------------------
 
@@ -294,20 +253,19 @@ class Probe:
                     self.called.append(path)
                 return _map(torch.clone, output)
             if self._stage == "baseline":
-                self._clean_inputs[key] = [
-                    _map(torch.clone, x) for _, x in read
-                ]
+                self._clean[key] = [_map(torch.clone, x) for _, x in read]
                 return _map(torch.clone, self._stand_ins[key])
             if key not in self._stand_ins:
                 raise RuntimeError("the number of calls of a layer changes")
             select = None
-            for (role, new), old in zip(read, self._clean_inputs[key]):
+            for (role, new), old in zip(read, self._clean[key]):
                 for x, x0 in zip(tensors(new), tensors(old)):
                     if not x.is_floating_point() or torch.equal(x, x0):
                         continue
                     where = _per_feature(rule, _differ(x, x0))
                     if where.any():
-                        self._note(path, role, where)
+                        seen = self._seen.get((path, role), False)
+                        self._seen[path, role] = where.cpu() | seen
                         select = where
             output = _map(torch.clone, self._stand_ins[key])
             if rule.makes:
@@ -326,12 +284,6 @@ class Probe:
             return self._disturb(x, select.repeat(n_copies).view(shape))
 
         return rule.map_output(lambda part: _map(disturb, part), output)
-
-    def _note(self, path, role, where):
-        key = path, role
-        where = where.cpu()
-        seen = self._seen.get(key)
-        self._seen[key] = where if seen is None else seen | where
 
     def _reached(self, selected):
         """What the selected channels reach, and whether the output."""
@@ -366,12 +318,9 @@ class Probe:
             )
         self._find_input()
         touched = self._find_makers()
+        reaching = [place for place in touched if touched[place]]
         codes = self._codes(
-            {
-                place: torch.arange(self.makers[place])
-                for place in touched
-                if touched[place]
-            }
+            {place: torch.arange(self.makers[place]) for place in reaching}
         )
         unclear = collections.defaultdict(dict)
         for key, (code, several) in codes.items():
@@ -390,22 +339,21 @@ class Probe:
 
     def _find_input(self):
         """Features that come straight from the input have to stay."""
-        if not self._with_features:
-            original = self.inputs
-            for self._sign in (1, -1):
-                self.inputs = list(original)
-                everywhere = torch.ones((), dtype=torch.bool)
-                for i, value in enumerate(self.inputs):
-                    if torch.is_tensor(value) and value.dim() > 1:
-                        if value.is_floating_point():
-                            value = self._disturb(value, everywhere)
-                            self.inputs[i] = value
-                self._forward()
-                for (path, role), where in self._seen.items():
-                    for feature in where.nonzero().flatten().tolist():
-                        item = path, self._element(role), feature
-                        self._sets.fix(item, "the input of the model")
-            self.inputs = original
+        original, everywhere = self.inputs, torch.ones((), dtype=torch.bool)
+        if self._with_features:
+            return
+        for self._sign in (1, -1):
+            self.inputs = [
+                self._disturb(x, everywhere)
+                if torch.is_tensor(x) and x.dim() > 1 and x.is_floating_point()
+                else x
+                for x in original
+            ]
+            self._forward()
+            for place, where in self._seen.items():
+                features = where.nonzero().flatten().tolist()
+                self._fix(place, features, "the input of the model")
+        self.inputs = original
 
     def _find_makers(self):
         """What each maker reaches: {maker: {(path, role): features}}."""
@@ -417,7 +365,7 @@ class Probe:
                 self.makers[path, "out"] = self.rules[path].sizes()["out"]
         for place, size in self.makers.items():
             for channel in range(size):
-                self._sets.find((*place, channel))
+                self._sets.add((*place, channel))
             try:
                 touched[place], output = self._reached(
                     {place: torch.ones(size, dtype=torch.bool)}
@@ -433,8 +381,7 @@ class Probe:
                 touched[place] = {}
                 reason = reason or "a single channel"
             if reason:
-                for channel in range(size):
-                    self._sets.fix((*place, channel), reason)
+                self._fix(place, range(size), reason)
         return touched
 
     def _find_tensors(self):
@@ -461,8 +408,7 @@ class Probe:
         reached, output = self._reached({place: everything})
         if not reached:
             return
-        links = []
-        codes = self._codes({place: torch.arange(size)})
+        links, codes = [], self._codes({place: torch.arange(size)})
         for key, where in reached.items():
             if key not in codes:
                 return
@@ -474,8 +420,8 @@ class Probe:
         self.makers[place] = size
         for link in links:
             self._link(*link)
-        for channel in range(size if output else 0):
-            self._sets.fix((*place, channel), "the output of the model")
+        if output:
+            self._fix(place, range(size), "the output of the model")
 
     def _codes(self, labels):
         """Reads labels of channels back from the features they reach.
@@ -484,26 +430,16 @@ class Probe:
         than one label was seen.
         """
         n_labels = max((int(v.max()) + 1 for v in labels.values()), default=0)
-        passes = [
-            [
-                self._reached(
-                    {
-                        place: (v >> bit & 1) == side
-                        for place, v in labels.items()
-                    }
-                )[0]
-                for side in (0, 1)
-            ]
-            for bit in range(max(1, (n_labels - 1).bit_length()))
-        ]
+        passes, sizes = [], {}
+        for bit in range(max(1, (n_labels - 1).bit_length())):
+            pair = []
+            for side in (0, 1):
+                chosen = {p: (v >> bit & 1) == side for p, v in labels.items()}
+                pair.append(self._reached(chosen)[0])
+                sizes.update((key, len(x)) for key, x in pair[-1].items())
+            passes.append(pair)
         found = {}
-        for key in {key for pair in passes for side in pair for key in side}:
-            size = next(
-                len(side[key])
-                for pair in passes
-                for side in pair
-                if key in side
-            )
+        for key, size in sizes.items():
             none = torch.zeros(size, dtype=torch.bool)
             code, unclear = torch.zeros(size, dtype=torch.long), none
             for bit, pair in enumerate(passes):
@@ -556,14 +492,9 @@ class Probe:
                 for channel in range(size):
                     self._link(place, channel, key, feature)
 
-    @staticmethod
-    def _element(role):
-        # What enters the state of an RNN is tied to its units
-        return "out" if role == "state" else role
-
     def _link(self, place, channel, key, feature):
-        item = key[0], self._element(key[1]), feature
-        self._sets.union((*place, channel), item)
+        """Notes that a channel of a maker reaches a feature of a layer."""
+        self._union((*place, channel), (*key, feature))
 
     def _declare(self):
         """What holds inside of leaves, which probing does not look into."""
@@ -571,7 +502,6 @@ class Probe:
             rule = self.rules[path]
             sizes = rule.sizes()
             for i in range(sizes["out"] if rule.tied() else 0):
-                self._sets.union((path, "in", i), (path, "out", i))
+                self._union((path, "in", i), (path, "out", i))
             for role, reason in rule.locked().items():
-                for i in range(sizes[role]):
-                    self._sets.fix((path, role, i), f"{path} {reason}")
+                self._fix((path, role), range(sizes[role]), f"{path} {reason}")

@@ -25,25 +25,11 @@ MAX_NOISE = 1e-3  # of models that draw random numbers in evaluation
 
 
 def relative_difference(expected, made):
-    """Returns how much outputs differ.
+    """Returns how much two lists of outputs (tensors or arrays) differ.
 
-    Arguments
-    ---------
-    expected : list of torch.Tensor
-        Outputs of a model.
-    made : list of torch.Tensor or numpy.ndarray
-        Those of another one.
-
-    Returns
-    -------
-    float
-        The greatest difference, relative to the greatest finite value of the
-        same output; NaN if an output has one. Equal infinities do not differ.
-
-    Raises
-    ------
-    ValueError
-        If there are more or fewer outputs, or one has another shape.
+    It is the greatest difference, relative to the greatest finite value of the
+    same output; NaN if an output has one. Equal infinities do not differ.
+    Raises ValueError for another number of outputs, or another shape.
 
     Example
     -------
@@ -76,20 +62,9 @@ def lock_inexact(model, groups, inputs):
     All groups are cut at once to random and to their smallest widths; if that
     is not exact, one after the other.
 
-    Arguments
-    ---------
-    model : torch.nn.Module
-        A plain model; is not changed.
-    groups : list of noisegate.groups.Group
-        Its groups; ``locked_reason`` and ``min_width`` may change.
-    inputs : list of torch.Tensor
-        Arguments of the model.
-
-    Raises
-    ------
-    ValueError
-        If the model draws so many random numbers in evaluation, or puts out
-        NaN, that nothing can be compared.
+    The model is plain and is not changed, the groups are: ``locked_reason``
+    and ``min_width``. Raises ValueError if the model draws so many random
+    numbers in evaluation, or puts out NaN, that nothing can be compared.
     """
     trial = _Trial(model, inputs)
     _lock(trial, [group for group in groups if group.locked_reason is None])

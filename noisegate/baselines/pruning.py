@@ -432,7 +432,7 @@ class _PrunedCopy:
         if target.module not in self.names:
             return None  # an operation between the layers
         rule = rule_of(target.module)
-        if rule is None or not rule.sizes():
+        if not rule.sizes():
             return None
         path = self.names[target.module]
         if not rule.makes:

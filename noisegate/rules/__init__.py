@@ -4,7 +4,7 @@ Everything else that a model is made of is observed by
 :mod:`noisegate.probe`. The families register their rules.
 """
 
-from noisegate.rules import attention, conv, linear, norm, recurrent
+from noisegate.rules import attention, conv, features, linear, norm, recurrent
 from noisegate.rules.base import LayerRule, register, rule_of
 
 __all__ = ["LayerRule", "register", "rule_of"]

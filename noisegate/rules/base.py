@@ -69,8 +69,8 @@ def rule_of(module):
 
     Returns
     -------
-    LayerRule or None
-        None if nothing is known of it.
+    LayerRule
+        One without sizes if nothing is known of the module.
 
     Example
     -------
@@ -81,27 +81,17 @@ def rule_of(module):
     for kind in type(module).__mro__:
         if kind in _RULES:
             return _RULES[kind](module)
-    return None
+    return LayerRule(module)
 
 
 def find_leaves(model):
-    """Returns the layers that are looked at as a whole.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        The model.
-
-    Returns
-    -------
-    dict of str to LayerRule
-        Rules of the layers by path.
-    """
+    """Returns the rules (dict) by path of the layers of a model, which are
+    looked at as a whole."""
     leaves = {}
     for path, module in model.named_modules():
         inner = any(path.startswith(leaf + ".") for leaf in leaves)
-        rule = None if inner or not path else rule_of(module)
-        if rule is not None and rule.sizes():
+        rule = rule_of(module)
+        if path and not inner and rule.sizes() and not rule.in_front:
             leaves[path] = rule
     return leaves
 
@@ -128,6 +118,7 @@ class LayerRule:
     granularity = 1  # of the widths of the channels that it reads
     weight_axes = {"in": 1, "out": 0}
     n_values = 1  # leading arguments that features are read from
+    in_front = False  # makes what the model reads, is no layer of it
     fused = False  # has kernels whose multiplications no counter sees
     stacks = False  # takes the states of its layers for tensors of one size
     inside = None  # role of groups that are made inside this module

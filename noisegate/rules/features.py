@@ -7,34 +7,16 @@ Authors
 import speechbrain as sb
 import torch
 
-from noisegate.rules.base import Cost, LayerRule
+from noisegate.rules.base import Cost, LayerRule, register
 
 FEATURES = "features"  # the group of what the model reads
 
 
+@register(sb.lobes.features.Fbank)
 class FbankRule(LayerRule):
-    """SpeechBrain's mel filterbank: ``MACs = positions bins bands``.
+    """SpeechBrain's mel filterbank: ``MACs = positions bins bands``."""
 
-    It is no layer of the model, so that it is not registered.
-
-    Arguments
-    ---------
-    layer : speechbrain.lobes.features.Fbank
-        The front-end.
-
-    Raises
-    ------
-    TypeError
-        For another front-end.
-    """
-
-    def __init__(self, layer):
-        if not isinstance(layer, sb.lobes.features.Fbank):
-            raise TypeError(
-                "front_end must be a speechbrain.lobes.features.Fbank, got "
-                f"{type(layer).__name__}"
-            )
-        super().__init__(layer)
+    in_front = True
 
     def sizes(self):
         bank = self.layer.compute_fbanks
@@ -56,21 +38,10 @@ class FbankRule(LayerRule):
         return Cost(positions * widths["in"] * bands, 0, positions * bands)
 
     def cut(self, role, index):
-        """Returns a filterbank with some of the filters.
+        """Returns a filterbank with the bands ``index``.
 
         SpeechBrain's trainable filterbank keeps centres and bandwidths as
         parameters: any subset of filters can be loaded into one.
-
-        Arguments
-        ---------
-        role : str
-            "out".
-        index : torch.Tensor
-            Bands that stay, ascending.
-
-        Returns
-        -------
-        speechbrain.lobes.features.Fbank
         """
         old = self.layer.compute_fbanks
         arguments = self.arguments()

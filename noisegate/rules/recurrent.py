@@ -29,7 +29,6 @@ class CellRule(LayerRule):
 
     family = inside = "rnn"
     masks = ("hidden",)
-    n_values = 2
 
     @property
     def directions(self):
@@ -47,9 +46,8 @@ class CellRule(LayerRule):
         return {"in": self.layer.input_size, "out": units, "hidden": units}
 
     def values(self, args, kwargs):
-        """See the base class; what enters the state is tied to the units."""
-        given = [*args, *kwargs.values()][: self.n_values]
-        return list(zip(("in", "state"), given))
+        # What enters the state is tied to the units
+        return list(zip(("in", "out"), [*args, *kwargs.values()]))
 
     def ports(self, role, index):
         if role != "out":

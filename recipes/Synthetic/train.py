@@ -244,7 +244,7 @@ def train(hparams_file, run_opts, overrides, save_env_desc=True):
         seed=hparams["seed"],
     )
     datasets = dataio_prep(hparams, teacher)
-    pruned = not hparams["gates"].gates and hparams["budget"] < 1
+    pruned = not hparams["gates"] and hparams["budget"] < 1
     brain = (PrunedBrain if pruned else StudentBrain)(
         modules=hparams["modules"],
         opt_class=hparams["opt_class"],

@@ -17,6 +17,9 @@ from noisegate.groups import find_groups
 from noisegate.layers import GatedConv1d, GatedFbank, GatedLinear
 from tests.unittests import models
 
+BANDS = [torch.zeros(1, 64, 80)]
+EIGHT = [torch.zeros(1, 64, 8)]
+
 
 def described(groups):
     """Groups as text: name, size, granularity, fixed or not, set of ports."""
@@ -109,7 +112,7 @@ EXPECTED = {
 @pytest.mark.parametrize("name", models.MODELS)
 def test_groups_of_the_examples(name):
     """Names, sizes, order and every place where the channels appear."""
-    groups = find_groups(models.MODELS[name](), models.front_end())
+    groups = find_groups(models.MODELS[name](), BANDS, models.front_end())
     expected = [(group, set(ports.split())) for group, ports in EXPECTED[name]]
     assert described(groups) == expected
 
@@ -117,11 +120,11 @@ def test_groups_of_the_examples(name):
 def test_channels_of_flattened_features():
     """Directions of a GRU and flattened planes know their channels."""
     example = [torch.zeros(1, 9, 80)]
-    groups = {g.name: g for g in find_groups(models.conv2d(), None, example)}
+    groups = {g.name: g for g in find_groups(models.conv2d(), example)}
     index = groups["conv2"].find("in")[0].index
     # SpeechBrain flattens (batch, time, freq, channel): channels fastest
     assert index.tolist() == list(range(5)) * (len(index) // 5)
-    groups = {g.name: g for g in find_groups(models.crnn())}
+    groups = {g.name: g for g in find_groups(models.crnn(), BANDS)}
     index = groups["rnn"].find("in")[0].index
     assert index.tolist() == [*range(10), *range(10)]
 
@@ -138,7 +141,7 @@ def test_a_convolution_that_adds_an_axis_keeps_two_channels():
 
 def test_without_a_front_end_the_input_is_fixed():
     """The width of given features cannot change."""
-    first = find_groups(models.crnn())[0]
+    first = find_groups(models.crnn(), BANDS)[0]
     assert first.name == "features" and first.size == 80
     assert "input" in first.locked_reason
     assert not first.ports
@@ -157,7 +160,7 @@ def test_mel_bands_under_a_2d_convolution_are_fixed():
 def test_mel_bands_behind_deltas_are_fixed(option):
     """What stacks features behind the filterbank keeps them."""
     fbank = sb.lobes.features.Fbank(n_mels=80, **{option: True})
-    assert "deltas" in find_groups(models.crnn(), fbank)[0].locked_reason
+    assert "deltas" in find_groups(models.crnn(), BANDS, fbank)[0].locked_reason
 
 
 def test_the_output_cannot_be_gated():
@@ -229,7 +232,7 @@ def test_one_layer_reads_several_groups():
             left, right = self.left(x), self.right(x)
             return self.out(torch.cat([left, x, right], -1))
 
-    groups = {g.name: g for g in find_groups(Two())}
+    groups = {g.name: g for g in find_groups(Two(), EIGHT)}
     minus = [-1] * 8
     index = groups["left"].find("in")[0].index
     assert index.tolist() == [0, 1, 2, *minus, -1, -1]
@@ -266,7 +269,7 @@ def test_a_residual_sum_joins_what_is_added():
 def resnet_call(name):
     """Arguments that find the groups of a model."""
     build, shape = models.SWAP_IN[name]
-    return build(), None, [torch.randn(shape)]
+    return build(), [torch.randn(shape)]
 
 
 def test_chunks_of_one_layer_share_a_width():
@@ -339,7 +342,7 @@ def chain(layer):
 
 def test_features_may_be_moved():
     """Channels are followed wherever they go."""
-    group = find_groups(chain(Reversed()))[1]
+    group = find_groups(chain(Reversed()), EIGHT)[1]
     assert group.find("in")[0].index.tolist() == [5, 4, 3, 2, 1, 0]
     assert list(Gates(chain(Reversed()), input_shape=[1, 9, 8])) == ["first"]
 
@@ -396,7 +399,7 @@ def test_one_inexact_group_does_not_fix_the_others():
 def test_a_random_forward_is_an_error():
     """The message names the layer that reads something else each time."""
     with pytest.raises(ValueError, match="not deterministic.*'out.w'"):
-        find_groups(chain(Drawn()))
+        find_groups(chain(Drawn()), EIGHT)
 
 
 @pytest.mark.parametrize("build", [GRU, LSTM, RNN])
@@ -407,7 +410,7 @@ def test_normalization_over_both_directions(build):
         norm=LayerNorm(input_size=12),
         out=Linear(n_neurons=1, input_size=12),
     )
-    group = find_groups(net)[1]
+    group = find_groups(net, EIGHT)[1]
     assert group.size == 6 and group.locked_reason is None
     index = group.find("norm")[0].index
     assert index.tolist() == [*range(6), *range(6)]

@@ -27,15 +27,8 @@ _STATISTICS_ROWS = 4096  # about as many vectors are enough for a variance
 class Tap(torch.nn.Module):
     """Gates the features that a layer reads.
 
-    Arguments
-    ---------
-    gate : noisegate.gate.Gate
-        The gate of the features' group.
-    rule : noisegate.rules.LayerRule
-        The rule of the layer that reads them.
-    index : torch.Tensor
-        Channel of each feature, None for the identity, -1 for features of
-        other groups.
+    ``index`` has the channel of each feature, -1 for features of other
+    groups; None if feature i is channel i.
     """
 
     def __init__(self, gate, rule, index=None):
@@ -131,16 +124,8 @@ class Tap(torch.nn.Module):
 
 
 class Masked(torch.nn.Module):
-    """Runs a layer such that closed channels do not count in it.
-
-    Called by :meth:`noisegate.rules.LayerRule.masked` for the weights of the
-    channels.
-
-    Arguments
-    ---------
-    rule : noisegate.rules.LayerRule
-        The rule of the layer.
-    """
+    """Runs a layer such that closed channels do not count in it, and tells
+    :meth:`noisegate.rules.LayerRule.masked` how much each of them counts."""
 
     def __init__(self, rule):
         super().__init__()
@@ -196,17 +181,7 @@ def _run(masked, *args, **kwargs):
 
 @dataclasses.dataclass
 class Part:
-    """A module that is put on a layer, as a child, and can be taken off.
-
-    Arguments
-    ---------
-    layer : torch.nn.Module
-        The layer.
-    name : str
-        Name of the child.
-    module : torch.nn.Module
-        A gate, tap or mask.
-    """
+    """A gate, tap or mask that is put on a layer, as its child ``name``."""
 
     layer: torch.nn.Module
     name: str
@@ -226,36 +201,15 @@ class Part:
 
 
 def has_gates(model):
-    """Returns whether gates are on a model.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        The model.
-
-    Returns
-    -------
-    bool
-    """
+    """Returns whether gates are on a model."""
     return any(isinstance(m, (Gate, Tap, Masked)) for m in model.modules())
 
 
 def attach(model, group, gate):
     """Puts a gate where the channels of a group appear.
 
-    Arguments
-    ---------
-    model : torch.nn.Module
-        The model.
-    group : noisegate.groups.Group
-        One of its groups.
-    gate : noisegate.gate.Gate
-        The gate; who calls the model has to call its ``refresh`` before.
-
-    Returns
-    -------
-    list of Part
-        What was put on, in order.
+    Returns what was put on, a list of :class:`Part` in order. Who calls the
+    model has to call ``refresh`` of the gate before.
     """
     parts = []
 

@@ -76,20 +76,8 @@ def compact(gates):
 
 
 def final_sizes(gates, model):
-    """Returns the sizes of all layers that were cut.
-
-    Arguments
-    ---------
-    gates : noisegate.gates.Gates
-        The gates of the model.
-    model : torch.nn.Module
-        The cut model, see :func:`compact`.
-
-    Returns
-    -------
-    dict
-        ``{path: {role: size}}``, what :func:`shrink` needs.
-    """
+    """Returns the sizes of all layers that :func:`compact` has cut, as
+    :func:`shrink` needs them: ``{path: {role: size}}``."""
     sizes, kept = {}, kept_features(gates.groups, gates.open_channels())
     for (path, role), index in kept.items():
         size = len(index)
@@ -143,19 +131,8 @@ def shrink(model, sizes):
 def constructor(hparams_file, key, overrides=None):
     """Returns the expression that builds one module of a recipe.
 
-    Arguments
-    ---------
-    hparams_file : str
-        YAML of a recipe.
-    key : str
-        The name of the module: a key in ``modules`` or of the file itself.
-    overrides : str or dict
-        What replaces values of the file, as on the command line.
-
-    Returns
-    -------
-    str
-        Its ``!new:`` expression, all references resolved.
+    ``key`` is one of ``modules`` or of the file itself, the overrides are
+    those of the command line; all references are resolved.
     """
     with open(hparams_file, encoding="utf-8") as fin:
         resolved = resolve_references(fin, overrides)

@@ -33,20 +33,10 @@ _DB = 200  # greater than the range of what a filterbank returns
 
 
 def spread_ranks(size):
-    """Ranks neighbouring channels such that the first ones lie far apart.
+    """Ranks (size,) of channels such that the first ones lie far apart.
 
     The channels of the lowest ranks are spread over all of them, whatever
     their number (bit reversal, the van der Corput sequence).
-
-    Arguments
-    ---------
-    size : int
-        Number of channels.
-
-    Returns
-    -------
-    torch.Tensor
-        Rank of each channel (size,).
 
     Example
     -------

@@ -108,11 +108,8 @@ class ComplexityLoss(torch.nn.Module):
         self._gates = (gates,)  # its parameters are the model's
         self.budget = budget
         self.fixed_weight = weight
-        self.integral_gain, self.proportional_gain, self.tighten = (
-            integral_gain,
-            proportional_gain,
-            tighten,
-        )
+        self.tighten, self.integral_gain = tighten, integral_gain
+        self.proportional_gain = proportional_gain
         self.register_buffer("progress", torch.tensor(0.0))
         self.register_buffer("integral", torch.tensor(math.log(initial_weight)))
         self.register_buffer("log_weight", self.integral.clone())
@@ -132,23 +129,12 @@ class ComplexityLoss(torch.nn.Module):
         return math.exp(float(self.log_weight))
 
     def target(self):
-        """Returns the share of the full MACs aimed at now.
-
-        Returns
-        -------
-        float
-        """
+        """Returns the share of the full MACs aimed at now."""
         return self.budget ** min(1.0, float(self.progress) / self.tighten)
 
     def forward(self):
-        """Returns the term to add to the task loss.
-
-        Returns
-        -------
-        torch.Tensor
-            Scalar, ``weight x complexity``; its gradient is zero once the
-            widths are frozen.
-        """
+        """Returns the term to add to the task loss, a scalar tensor: ``weight
+        x complexity``. Its gradient is zero once the widths are frozen."""
         if not self.gates:
             return torch.zeros((), device=self.progress.device)
         return self.weight * self.gates.cost.ratio(self.gates.widths())
@@ -157,10 +143,8 @@ class ComplexityLoss(torch.nn.Module):
     def step(self, progress):
         """Updates schedule and dual variable, after an optimizer step.
 
-        Arguments
-        ---------
-        progress : float
-            Share of the time in which widths are learned, in [0, 1].
+        ``progress`` is the share, in [0, 1], of the time in which widths are
+        learned.
         """
         self.progress.fill_(progress)
         if self.fixed_weight is not None or not self.gates:
@@ -181,10 +165,7 @@ class ComplexityLoss(torch.nn.Module):
         to meet it, rounded down, and what is left is given to the gates that
         lost most by rounding, as long as it fits.
 
-        Returns
-        -------
-        dict of str to int
-            The final widths.
+        Returns the final widths (dict).
         """
         gates = self.gates
         widths = {name: float(k) for name, k in gates.widths().items()}
@@ -210,10 +191,8 @@ class ComplexityLoss(torch.nn.Module):
         low, high = 0.0, max(gate.size for gate in gates.values()) + 1.0
         for _ in range(60):
             middle = (low + high) / 2
-            if cost.macs(scaled(middle)) <= limit:
-                low = middle
-            else:
-                high = middle
+            fits = cost.macs(scaled(middle)) <= limit
+            low, high = (middle, high) if fits else (low, middle)
         ideal = scaled(low)
         final = {
             name: max(gate.min_width, int(ideal[name] + 1e-6) // step * step)

@@ -14,21 +14,11 @@ _RULES = {}  # by class of the module
 
 
 class Cost(NamedTuple):
-    """What a layer costs: numbers, or tensors for real-valued widths.
+    """What a layer costs: numbers, or tensors for real-valued widths."""
 
-    Arguments
-    ---------
-    macs : int or torch.Tensor
-        Multiply-accumulates of one pass.
-    params : int or torch.Tensor
-        Number of parameters.
-    elements : int or torch.Tensor
-        Number of values that it puts out (activations).
-    """
-
-    macs: object
-    params: object
-    elements: object
+    macs: object  # multiply-accumulates of one pass
+    params: object  # number of parameters
+    elements: object  # number of values that it puts out (activations)
 
 
 def register(*classes):
@@ -256,23 +246,9 @@ class LayerRule:
 
 
 def attributes(module):
-    """Returns the attributes of a module that have the names of arguments.
-
-    Arguments
-    ---------
-    module : torch.nn.Module
-        The module.
-
-    Returns
-    -------
-    dict
-        By name of the argument of its constructor.
-
-    Raises
-    ------
-    ValueError
-        If an argument without a default is not kept.
-    """
+    """Returns the attributes of a module that have the names of arguments of
+    its constructor (dict). Raises ValueError if one that has no default is
+    not kept."""
     kept = {}
     for name, argument in inspect.signature(type(module)).parameters.items():
         if argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
@@ -288,19 +264,8 @@ def attributes(module):
 
 
 def select(module, name, axis, index):
-    """Keeps some entries of a parameter or buffer, in place.
-
-    Arguments
-    ---------
-    module : torch.nn.Module
-        Who owns it.
-    name : str
-        Its name; nothing is done if the module has none.
-    axis : int
-        Axis of the entries.
-    index : torch.Tensor
-        Which stay, ascending.
-    """
+    """Keeps the entries ``index`` along an axis of a module's parameter or
+    buffer, in place; does nothing if there is none of this name."""
     parameter = getattr(module, name, None)
     if parameter is None:
         return
@@ -311,13 +276,7 @@ def select(module, name, axis, index):
 
 
 class OwnForward(torch.nn.Module):
-    """A layer's own forward, without the hooks, which have run already.
-
-    Arguments
-    ---------
-    layer : torch.nn.Module
-        The layer.
-    """
+    """A layer's own forward, without the hooks, which have run already."""
 
     def __init__(self, layer):
         super().__init__()

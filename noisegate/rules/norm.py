@@ -159,6 +159,7 @@ class LastGlobalNormRule(NormRule):
 
     @property
     def scale_and_shift(self):
+        """tuple : weight and bias."""
         return self.layer.gamma, self.layer.beta
 
     def sizes(self):

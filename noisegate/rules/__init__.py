@@ -5,6 +5,6 @@ Everything else that a model is made of is observed by
 """
 
 from noisegate.rules import attention, conv, features, linear, norm, recurrent
-from noisegate.rules.base import LayerRule, register, rule_of
+from noisegate.rules.base import Cost, LayerRule, register, rule_of, select
 
-__all__ = ["LayerRule", "register", "rule_of"]
+__all__ = ["Cost", "LayerRule", "register", "rule_of", "select"]

@@ -7,6 +7,9 @@ Authors
 import math
 
 import torch
+from speechbrain.utils.logger import get_logger
+
+logger = get_logger(__name__)
 
 
 class ComplexityLoss(torch.nn.Module):
@@ -91,6 +94,9 @@ class ComplexityLoss(torch.nn.Module):
         full = gates.cost.macs_per_second()
         if max_macs_per_second is not None:
             budget = min(1.0, max_macs_per_second / full)
+        if not gates:  # asked for as layers: []
+            logger.info("no gates: the model stays dense, whatever the budget")
+            budget = None if budget is None else 1.0
         if budget is not None:
             least = float(gates.cost.ratio(gates.min_widths()))
             if not least <= budget <= 1:

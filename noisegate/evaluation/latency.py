@@ -24,7 +24,7 @@ from hyperpyyaml import load_hyperpyyaml
 from tqdm import tqdm
 
 from noisegate.evaluation.files import markdown_table, write_atomically
-from noisegate.evaluation.sweep import SweepFolder
+from noisegate.evaluation.results import SweepFolder
 from noisegate.probe import tensors
 from noisegate.trial import MAX_NOISE, relative_difference
 
@@ -224,7 +224,7 @@ def measure_latency(sweep, rounds=15):
 
     Arguments
     ---------
-    sweep : noisegate.evaluation.sweep.SweepFolder
+    sweep : noisegate.evaluation.results.SweepFolder
         The sweep. All its models are held in memory.
     rounds : int
         Times that each model is run, of which the median counts.
@@ -310,7 +310,7 @@ def write_latency(folder, rounds=15):
     ValueError
         If the folder holds no sweep, and as :func:`measure_latency`.
     """
-    sweep = SweepFolder.read(folder)
+    sweep = SweepFolder(folder)
     path = sweep.folder / "latency.json"
     write_atomically(
         path, json.dumps(measure_latency(sweep, rounds), indent=2) + "\n"

@@ -14,14 +14,15 @@ import os
 
 from matplotlib.figure import Figure
 
+from noisegate.evaluation.estimates import SweepResults
 from noisegate.evaluation.files import (
     fill_blocks,
     markdown_table,
     without_paths,
     write_atomically,
 )
-from noisegate.evaluation.sections import SECTIONS, Data
-from noisegate.evaluation.sweep import SweepFolder, write_summary
+from noisegate.evaluation.results import SweepFolder, figures, summarize
+from noisegate.evaluation.sections import SECTIONS
 
 _STYLE = """body { font: 16px/1.5 sans-serif; margin: 2em auto; color: #222;
 padding: 0 1em; max-width: 1100px } div.table { overflow-x: auto }
@@ -115,18 +116,26 @@ def _to_png(figures):
     return file.getvalue()
 
 
-def write_report(folder, metric=None, published=None, readme=None):
+def write_report(
+    folder,
+    metric=None,
+    published=None,
+    readme=None,
+    columns=(),
+    block=None,
+):
     """Writes ``report.html`` and ``report.md`` into the folder of a sweep.
 
-    Also ``curves.png``, ``summary.md`` and ``cells.csv``, of all finished cells
-    in the folder.
+    Also ``curves.png``, of all finished cells in the folder, which are taken
+    into ``cells.jsonl`` and ``trials.zip``. A sweep over several models has no
+    page but a table.
 
     Arguments
     ---------
     folder : str
         The folder of the sweep.
     metric : str
-        See :func:`noisegate.evaluation.sweep.summarize`; less is taken as
+        See :func:`noisegate.evaluation.results.summarize`; less is taken as
         better.
     published : str
         Path of a CSV with figures of other work to show beside: columns
@@ -136,11 +145,15 @@ def write_report(folder, metric=None, published=None, readme=None):
         Path of a Markdown file, in which ``curves.png`` and the tables of the
         first two sections are put between ``<!-- name -->`` and
         ``<!-- /name -->``, for the name of the folder.
+    columns : list of str
+        Further figures of the test for the table of several models.
+    block : str
+        The name in the Markdown file, that of the folder if None.
 
     Returns
     -------
     pathlib.Path
-        The page.
+        The page, or the file of the cells.
 
     Raises
     ------
@@ -150,15 +163,23 @@ def write_report(folder, metric=None, published=None, readme=None):
     ImportError
         If plotly is missing.
     """
+    sweep = SweepFolder(folder)
+    sweep.gather()
+    rows = figures(sweep.results())
+    headings, table = summarize(rows, metric, columns)
+    if any(row["model"] for row in rows):  # no curve of one model
+        if readme is not None:
+            text = markdown_table(headings, table)
+            fill_blocks(readme, **{block or sweep.folder.name: text})
+        return sweep.folder / "cells.jsonl"
     try:
         from plotly.offline import get_plotlyjs
     except ImportError:
         raise ImportError(
-            "the report needs plotly: pip install 'noisegate[report]'"
+            "the report needs plotly: pip install "
+            "'speechbrain-noisegate[report]'"
         )
-    sweep = SweepFolder.read(folder)
-    data = Data(sweep, metric, published)
-    write_summary(sweep.folder, *data.summary, data.rows)
+    data = SweepResults(sweep, metric, published)
     plan = sweep.plan
     title = f"{plan['recipe']}, {plan['hparams']}: trade-off of a sweep"
     overrides = " ".join(map(without_paths, plan["overrides"])) or "none"
@@ -185,7 +206,7 @@ def write_report(folder, metric=None, published=None, readme=None):
         place = os.path.relpath(picture, os.path.dirname(readme) or ".")
         shown = f"![Trade-off curves]({place})"
         tables = "\n\n".join([shown, *tables])
-        fill_blocks(readme, **{sweep.folder.name: tables})
+        fill_blocks(readme, **{block or sweep.folder.name: tables})
     body = "\n".join(_to_html(block) for block in blocks)
     page = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

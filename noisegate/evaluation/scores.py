@@ -572,7 +572,7 @@ def read_trials(path):
 
     Arguments
     ---------
-    path : str
+    path : pathlib.Path or zipfile.Path
         Of the file.
 
     Returns
@@ -585,7 +585,7 @@ def read_trials(path):
         Names file and line that cannot be read.
     """
     columns = [], [], [], []
-    with open(path, encoding="utf-8") as fin:
+    with path.open(encoding="utf-8") as fin:
         for number, line in enumerate(fin, 1):
             try:
                 condition, label, score, count = line.split()

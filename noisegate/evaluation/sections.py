@@ -7,217 +7,22 @@ Authors
  * The noisegate developers, 2026
 """
 
-import csv
 import html
-import json
 import math
 import re
 import shlex
 from statistics import mean, stdev
 
 import numpy as np
-from scipy.stats import (
-    norm,
-    t as student,
-)
+from scipy.stats import norm
 
-from noisegate.evaluation.bootstrap import Bootstrap
+from noisegate.evaluation.blocks import ABOVE, COLOURS, menu, plot
 from noisegate.evaluation.curves import area, hypervolume, monotonicity, pareto
 from noisegate.evaluation.files import without_paths
 from noisegate.evaluation.latency import latency_note
 from noisegate.evaluation.metrics import roc_points
 from noisegate.evaluation.scores import read_trials
-from noisegate.evaluation.sweep import METHODS, find_metric, summarize
-
-_COLOURS = ("#555", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#882255")
-_COLOURS = dict(zip(METHODS, (*_COLOURS, "#e69f00", "#56b4e9"), strict=True))
-_ABOVE = {"x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"}
-
-
-class Data:
-    """What the sections are made of.
-
-    Arguments
-    ---------
-    sweep : noisegate.evaluation.sweep.SweepFolder
-        The sweep.
-    metric : str
-        See :func:`noisegate.evaluation.sweep.summarize`.
-    published : str
-        Path of a CSV with published figures, or None; see
-        :func:`noisegate.evaluation.report.write_report`.
-    """
-
-    def __init__(self, sweep, metric=None, published=None):
-        self.sweep, self.results = sweep, sweep.results()
-        *self.summary, self.rows = summarize(self.results, metric)
-        self.metric = find_metric(self.rows, metric)
-        self.published = [] if published is None else _published(published)
-        if self.published and self.metric != "EER":
-            raise ValueError(
-                f"published figures are EERs, the curves show {self.metric}"
-            )
-        self.runs, self.left_out = {}, []
-        for (cell, result), row in zip(self.results, self.rows):
-            if math.isfinite(row[f"test {self.metric}"]):
-                runs = self.runs.setdefault((cell.method, cell.budget), {})
-                runs[cell.seed] = cell, result, row
-            else:
-                self.left_out.append(cell.name)
-        if not self.runs:
-            raise ValueError(f"no cell has a finite figure '{self.metric}'")
-        order = list(METHODS)
-        self.groups = sorted(
-            self.runs, key=lambda g: (-g[1], order.index(g[0]))
-        )
-        self.methods = sorted({m for m, _ in self.groups}, key=order.index)
-        self.dense = ("dense", 1.0) in self.runs
-        self.draws, self.note = self._draw()
-
-    def _draw(self):
-        """Draws of speakers, if there are trials; else why there are none."""
-        if self.metric != "EER":
-            return None, None
-        trials = {}
-        for group, runs in self.runs.items():
-            paths = {
-                seed: self.sweep.place(runs[seed][0].name) / "trials.txt"
-                for seed in sorted(runs)
-            }
-            if not all(path.exists() for path in paths.values()):
-                return None, None
-            trials[group] = paths
-        try:
-            trials = {
-                group: {seed: read_trials(path) for seed, path in paths.items()}
-                for group, paths in trials.items()
-            }
-            return Bootstrap(trials), None
-        except ValueError as error:
-            reason = without_paths(str(error))
-            return None, f"Intervals are over seeds alone: {reason}."
-
-    def estimate(self, groups, function):
-        """Value and 95 % interval of a quantity.
-
-        Over seeds and speakers if there are draws, else Student's over the
-        seeds; no interval with one seed.
-
-        Arguments
-        ---------
-        groups : list of tuple
-            Method and budget of what the quantity is about.
-        function : callable
-            Of a dict of these to error.
-
-        Returns
-        -------
-        value : float
-            Of means over the seeds that all have, nan if there is none.
-            The dense model takes part with all its seeds if need be.
-        low : float
-            End of the interval, nan with one seed.
-        high : float
-            The other end.
-        n_seeds : int
-            Number of seeds.
-        """
-        errors = {g: self.values(g) for g in groups}  # by seed, in order
-        others = [g for g in groups if g[0] != "dense"] or groups
-        first, *rest = (errors[g] for g in others)
-        common = [s for s in first if all(s in by_seed for by_seed in rest)]
-        n = len(common)
-        if n == 0:
-            return math.nan, math.nan, math.nan, 0
-        seeds = {
-            g: [s for s in common if s in errors[g]] or list(errors[g])
-            for g in groups
-        }
-        means = {g: mean(errors[g][s] for s in seeds[g]) for g in groups}
-        value, half = float(function(means)), math.nan
-        if n > 1 and self.draws is not None:
-            found = self.draws.estimate(function, seeds)
-            half = (found.high - found.low) / 2
-        elif n > 1:
-            alone = [
-                function({g: errors[g].get(s, means[g]) for g in groups})
-                for s in common
-            ]
-            half = student.ppf(0.975, n - 1) * stdev(alone) / n**0.5
-        return value, value - half, value + half, n
-
-    def differences(self):
-        """Yields how much a method's error is above that of noise gates.
-
-        Yields
-        ------
-        method : str
-            Neither noise nor dense.
-        budget : float
-            One that both have.
-        difference : tuple
-            See :meth:`estimate`.
-        """
-        for method, budget in self.groups:
-            one, other = (method, budget), ("noise", budget)
-            if method in ("noise", "dense") or other not in self.runs:
-                continue
-
-            def minus(errors, one=one, other=other):
-                return errors[one] - errors[other]
-
-            yield method, budget, self.estimate([one, other], minus)
-
-    def values(self, group, key=None):
-        """A figure of a method and budget, by seed."""
-        key = key or f"test {self.metric}"
-        runs = self.runs[group]
-        return {s: runs[s][2][key] for s in sorted(runs) if key in runs[s][2]}
-
-    def points(self, method):
-        """Method, budget, share of the MACs and error, means over seeds."""
-        return [
-            (
-                *group,
-                mean(self.values(group, "macs_share").values()),
-                mean(self.values(group).values()),
-            )
-            for group in self.groups
-            if group[0] == method
-        ]
-
-    def first(self):
-        """Name, cell and result of the first seed of each group."""
-        for method, budget in self.groups:
-            runs = self.runs[method, budget]
-            cell, result, _ = runs[min(runs)]
-            yield f"{method} {budget:g}", cell, result
-
-
-def _published(path):
-    """Name, share of the MACs of the first model and EER of each model."""
-    with open(path, encoding="utf-8") as fin:
-        rows = list(csv.DictReader(fin))
-    columns = list(rows[0]) if rows else []
-    costs = [name for name in columns if name.endswith("flops")]
-    if not costs or not {"model", "eer_percent"} <= set(columns):
-        raise ValueError(
-            f"{path} must have columns model, *flops and eer_percent, got "
-            f"{columns}"
-        )
-    found = []
-    for row in rows:
-        try:
-            cost, eer = float(row[costs[0]]), float(row["eer_percent"])
-        except ValueError:
-            continue  # "not reported"
-        more = {*columns} - {"model", costs[0], "eer_percent"}
-        more = [f"{key} {row[key]}" for key in columns if key in more]
-        found.append((", ".join([row["model"], *more]), cost, eer))
-    if not found:
-        raise ValueError(f"{path} has no model with cost and eer_percent")
-    full = found[0][1]
-    return [(name, cost / full, eer) for name, cost, eer in found]
+from noisegate.evaluation.section_widths import epochs, macs, widths
 
 
 def _spread(values):
@@ -229,29 +34,6 @@ def _spread(values):
     if len(values) > 1 and all(map(math.isfinite, values)):
         spread = f" ± {stdev(values):.2g}"
     return f"{mean(values):.3g}{spread}"
-
-
-def _plot(name, traces, frames=(), **layout):
-    """A block with a figure."""
-    import plotly.graph_objects as go
-
-    figure = go.Figure(data=traces, frames=frames)
-    figure.update_layout(template="plotly_white", font_size=14, height=520)
-    figure.update_layout(margin={"t": 90, "r": 20, "b": 60}, **layout)
-    return "plot", name, figure
-
-
-def _menu(labels, names):
-    """A drop-down that shows the traces whose names hold its label."""
-    buttons = [
-        {
-            "label": html.escape(label),
-            "method": "restyle",
-            "args": [{"visible": [label in of for of in names]}],
-        }
-        for label in labels
-    ]
-    return {"buttons": buttons, "showactive": True, **_ABOVE}
 
 
 def _tradeoff(data):
@@ -270,7 +52,7 @@ def _tradeoff(data):
         if intervals:
             halves = [p[3] - intervals[p[:2]][1] for p in points]
             spreads = [x if math.isfinite(x) else 0 for x in halves]
-        look = {"marker": {"color": _COLOURS[method], "size": 9}}
+        look = {"marker": {"color": COLOURS[method], "size": 9}}
         look["legendgroup"] = method
         line = {
             "x": [p[2] for p in points],
@@ -301,7 +83,7 @@ def _tradeoff(data):
     if data.dense:
         note = "The dashed line is the level of the dense model."
         dense = data.points("dense")[0][3]
-        line = {"dash": "dash", "color": _COLOURS["dense"]}
+        line = {"dash": "dash", "color": COLOURS["dense"]}
         ends = {"x": [min(least, 0.9) / 1.1, 1.1], "y": [dense, dense]}
         level = {"mode": "lines", "name": "dense, level", "line": line, **ends}
         traces.append({**level, "hoverinfo": "skip"})
@@ -311,7 +93,7 @@ def _tradeoff(data):
         {"label": f"{x} scale", "method": "relayout", "args": ["yaxis.type", x]}
         for x in ("linear", "log")
     ]
-    yield _plot(
+    yield plot(
         "tradeoff",
         traces,
         xaxis={"type": "log", "title": "share of the dense MACs"}
@@ -319,8 +101,7 @@ def _tradeoff(data):
         yaxis={"title": html.escape(f"{data.metric} (test)")}
         | {"rangemode": "tozero"},
         updatemenus=[
-            {"type": "buttons", "direction": "right", "buttons": scales}
-            | _ABOVE
+            {"type": "buttons", "direction": "right", "buttons": scales} | ABOVE
         ],
     )
     bars = "one standard deviation"
@@ -505,15 +286,15 @@ def _forest(data, above):
                 "error_x": {"array": [0 if h != h else h for h in halves]},
                 "mode": "markers",
                 "name": method,
-                "marker": {"color": _COLOURS[method], "size": 9},
+                "marker": {"color": COLOURS[method], "size": 9},
             }
         )
     limits = [-0.5, len(budgets) - 0.5]
     zero = {"x": [0, 0], "y": limits, "mode": "lines", "name": "noise"}
-    line = {"dash": "dash", "color": _COLOURS["noise"]}
+    line = {"dash": "dash", "color": COLOURS["noise"]}
     traces.append({**zero, "line": line, "hoverinfo": "skip"})
     names = [f"budget {b:g}" for b in budgets]
-    return _plot(
+    return plot(
         "differences",
         traces,
         xaxis={"title": html.escape(f"{data.metric} minus that of noise")},
@@ -530,210 +311,6 @@ def _estimate(value, low, high, form=".3g"):
     if math.isfinite(low):
         interval = f"{low:{form}} to {high:{form}}"
     return f"{value:{form}}", interval
-
-
-def _full(data):
-    """Full widths: those of the dense model, else the greatest seen."""
-    full = {}
-    for cell, result in data.results:
-        for name, width in result["widths"].items():
-            if cell.method == "dense" or not data.dense:
-                full[name] = max(width, full.get(name, 1))
-    return full
-
-
-def _history(place, result):
-    """Widths by epoch and group."""
-    lines = [
-        json.dumps({"epoch": epoch, **figures})
-        for epoch, figures in enumerate(result.get("history") or [], 1)
-    ]
-    if (place / "gates.jsonl").exists():
-        lines = (place / "gates.jsonl").read_text(encoding="utf-8").splitlines()
-    history = {}
-    for line in lines:
-        try:
-            figures = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the run was interrupted here
-        widths = {
-            key.removeprefix("width "): value
-            for key, value in figures.items()
-            if key.startswith("width ")
-        }
-        if widths:
-            history[figures["epoch"]] = widths  # the last, if repeated
-    return history
-
-
-def _epochs(data):
-    """Widths by layer over the epochs, for one cell at a time."""
-    full, cells = _full(data), {}
-    for name, cell, result in data.first():
-        history = _history(data.sweep.place(cell.name), result)
-        if history:
-            cells[f"{name}, seed {cell.seed}"] = history
-    if not cells:
-        yield "text", "No cell has a history of its widths."
-        return
-
-    def bars(history, epoch):
-        past = [e for e in sorted(history) if e <= epoch] or [min(history)]
-        widths = history[past[-1]]
-        top = {name: full.get(name, max(widths.values())) for name in widths}
-        return {
-            "type": "bar",
-            "x": [html.escape(name) for name in widths],
-            "y": [width / top[name] for name, width in widths.items()],
-            "text": [f"{width:.3g}" for width in widths.values()],
-            "hovertext": [
-                f"{width:.4g} of {top[name]}" for name, width in widths.items()
-            ],
-            "marker": {"color": "#0072b2"},
-        }
-
-    epochs = sorted({e for history in cells.values() for e in history})
-    frames = [
-        {"name": str(e), "data": [bars(h, e) for h in cells.values()]}
-        for e in epochs
-    ]
-    now = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}}
-    now["transition"] = {"duration": 0}
-    play = {**now, "frame": {"duration": 300, "redraw": True}}
-    steps = [
-        {"label": str(e), "method": "animate", "args": [[str(e)], now]}
-        for e in epochs
-    ]
-    button = {"label": "play", "method": "animate", "args": [None, play]}
-    buttons = {"type": "buttons", "buttons": [button], "showactive": False}
-    traces = [
-        {**bars(history, epochs[-1]), "visible": i == 0}
-        for i, history in enumerate(cells.values())
-    ]
-    yield _plot(
-        "epochs",
-        traces,
-        frames,
-        yaxis={"title": "share of the full width", "range": [0, 1.08]},
-        xaxis={"type": "category", "automargin": True},
-        showlegend=False,
-        sliders=[
-            {"steps": steps, "active": len(steps) - 1, "pad": {"t": 70}}
-            | {"currentvalue": {"prefix": "epoch "}}
-        ],
-        updatemenus=[
-            _menu(cells, [[name] for name in cells]),
-            {**buttons, **_ABOVE, "x": 1, "xanchor": "right"},
-        ],
-    )
-    yield (
-        "text",
-        "Choose a cell (the first seed of each method and budget), then move "
-        "the slider or press play. The numbers are channels, as they are in "
-        "validation; a cell with fewer epochs stays at its last one.",
-    )
-
-
-def _bars(name, columns, full, title):
-    """Values by layer of each method, one budget at a time, and a table."""
-    traces, shown = [], []
-    for group, means in columns.items():
-        traces.append(
-            {
-                "type": "bar",
-                "x": [html.escape(layer) for layer in means],
-                "y": [v / max(full[k], 1) for k, v in means.items()],
-                "hovertext": [
-                    f"{v:,.4g} of {full[k]:,}" for k, v in means.items()
-                ],
-                "name": f"{group[0]} {group[1]:g}",
-                "marker": {"color": _COLOURS[group[0]]},
-            }
-        )
-        shown.append([f"budget {group[1]:g}"])
-    budgets = list(dict.fromkeys(name for names in shown for name in names))
-    for trace, names in zip(traces, shown):
-        trace["visible"] = budgets[0] in names
-    yield _plot(
-        name,
-        traces,
-        yaxis={"title": title, "range": [0, 1.05]},
-        xaxis={"type": "category", "automargin": True},
-        showlegend=True,
-        updatemenus=[_menu(budgets, shown)],
-    )
-
-
-def _means(data, key, part=lambda value: value):
-    """Means over seeds by layer, for each group but the dense one."""
-    columns = {}
-    for group in data.groups:
-        found = [r.get(key, {}) for _, r, _ in data.runs[group].values()]
-        if group[0] != "dense" and any(found):
-            columns[group] = {
-                name: mean(part(x[name]) for x in found if name in x)
-                for x in found
-                for name in x
-            }
-    return columns
-
-
-def _widths(data):
-    """Final widths by layer, against the full ones."""
-    full, columns = _full(data), _means(data, "widths")
-    if not columns:
-        yield "text", "There is the dense model alone."
-        return
-    yield from _bars("widths", columns, full, "share of the full width")
-    origin = "of the dense model" if data.dense else "the greatest seen"
-    yield (
-        "text",
-        "Final widths, means over the seeds, against the full ones "
-        f"({origin}).",
-    )
-    rows = [
-        [name, str(size)]
-        + [f"{w[name]:.4g}" if name in w else "-" for w in columns.values()]
-        for name, size in full.items()
-    ]
-    labels = [f"{method} {budget:g}" for method, budget in columns]
-    yield "table", ["channels of", "full", *labels], rows
-
-
-def _macs(data):
-    """MACs by layer, full and final."""
-    columns = _means(data, "macs_by_layer", lambda pair: pair[1])
-    if not columns:
-        yield "text", "The results have no MACs by layer."
-        return
-    full = {}
-    for cell, result in data.results:
-        for layer, (macs, _) in result.get("macs_by_layer", {}).items():
-            if cell.method == "dense" or not data.dense:
-                full[layer] = max(macs, full.get(layer, 1))
-    columns = {
-        group: {layer: macs for layer, macs in w.items() if layer in full}
-        for group, w in columns.items()
-    }
-    total = sum(full.values())
-    yield from _bars("macs", columns, full, "share of the layer's MACs")
-    yield (
-        "text",
-        "What is left of the MACs of each layer, means over the seeds. The "
-        "MACs of a layer fall with the product of the widths at its input and "
-        "output. In the table millions per second of audio, at full width "
-        "with the share of all.",
-    )
-    rows = [
-        [layer, f"{macs / 1e6:.3g} ({100 * macs / total:.1f} %)"]
-        + [
-            f"{w[layer] / 1e6:.3g}" if layer in w else "-"
-            for w in columns.values()
-        ]
-        for layer, macs in full.items()
-    ]
-    labels = [f"{method} {budget:g}" for method, budget in columns]
-    yield "table", ["MACs of", "full", *labels], rows
 
 
 def _breakdown(data):
@@ -767,7 +344,7 @@ def _det(data):
     traces, shown, broken = [], [], []
     every = [f"budget {b:g}" for b in dict.fromkeys(b for _, b in data.groups)]
     for name, cell, _ in data.first():
-        path = data.sweep.place(cell.name) / "trials.txt"
+        path = data.sweep.trials(cell.name)
         if not path.exists():
             continue
         try:
@@ -793,7 +370,7 @@ def _det(data):
                 "hoverinfo": "name+text",
                 "mode": "lines",
                 "name": f"{name}, seed {cell.seed}",
-                "line": {"color": _COLOURS[cell.method]},
+                "line": {"color": COLOURS[cell.method]},
             }
         )
         dense = cell.method == "dense"
@@ -810,13 +387,13 @@ def _det(data):
     percent = [0.1, 0.5, 1, 2, 5, 10, 20, 40, 60, 80, 95, 99]
     axis = {"tickvals": norm.ppf(np.divide(percent, 100)).tolist()}
     axis |= {"ticktext": [f"{p:g}" for p in percent], "zeroline": False}
-    yield _plot(
+    yield plot(
         "det",
         traces,
         xaxis={"title": "false alarms, %", **axis},
         yaxis={"title": "misses, %", **axis},
         showlegend=True,
-        updatemenus=[_menu(budgets, shown)],
+        updatemenus=[menu(budgets, shown)],
     )
     yield (
         "text",
@@ -878,9 +455,9 @@ def _runs(data):
 SECTIONS = {
     "Error against compute": _tradeoff,
     "The curves in figures": _quality,
-    "Widths over the epochs": _epochs,
-    "Where channels were and are": _widths,
-    "Where the MACs were and are": _macs,
+    "Widths over the epochs": epochs,
+    "Where channels were and are": widths,
+    "Where the MACs were and are": macs,
     "By condition": _breakdown,
     "Detection error trade-off": _det,
     "Runs": _runs,

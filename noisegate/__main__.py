@@ -1,0 +1,5 @@
+"""``python -m noisegate``: the command."""
+
+from noisegate.cli import main
+
+main()

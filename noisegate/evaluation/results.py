@@ -1,0 +1,445 @@
+"""The cells of a sweep and where their results are.
+
+A *cell* is one run of a recipe. Finished cells are kept in two compact files:
+a line of ``cells.jsonl`` (settings, seed, all figures, versions, commit) and a
+member of ``trials.zip`` (scores of the test by speaker). What runs here, or has
+run here, has a folder in ``cells`` besides, which need not be kept.
+
+Authors
+ * The noisegate developers, 2026
+"""
+
+import dataclasses
+import io
+import json
+import math
+import statistics
+import zipfile
+from pathlib import Path, PurePath
+
+from noisegate.evaluation.files import write_atomically
+from noisegate.evaluation.methods import METHODS
+
+_FLOAT_BYTES = 4
+# Columns of figures that not all cells have: key, its ratio, unit
+_MORE = {
+    "activations (MB per s of audio)": (
+        "activations_per_second",
+        None,
+        1e6 / _FLOAT_BYTES,
+    ),
+    "torch, ms/s (of dense)": ("torch_ms_per_s", "torch_ratio", 1),
+    "onnxruntime, ms/s (of dense)": ("onnx_ms_per_s", "onnx_ratio", 1),
+}
+_METRICS = ("EER", "error_rate", "error", "loss")  # the first that is there
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run.
+
+    Arguments
+    ---------
+    method : str
+        One of METHODS.
+    budget : float
+        Share of the MACs at full width.
+    seed : int
+        Seed of the run.
+    model : str
+        Name of the YAML without its ending, in a sweep over several.
+    """
+
+    method: str
+    budget: float
+    seed: int
+    model: str = ""
+
+    @property
+    def name(self):
+        """str : name of the cell and of its folder."""
+        name = f"{self.method}_{self.budget:g}_{self.seed}"
+        return f"{self.model}_{name}" if self.model else name
+
+    @property
+    def needs(self):
+        """str or None : name of the cell whose learned widths it takes."""
+        if self.method != "retrained":
+            return None
+        return dataclasses.replace(self, method="noise").name
+
+    @property
+    def order(self):
+        """tuple : what cells are sorted by."""
+        number = list(METHODS).index(self.method)
+        return self.seed, self.model, -self.budget, number
+
+
+class SweepFolder:
+    """The folder of a sweep and all cells that it has results of.
+
+    Beside the two files it has, where the sweep was run, ``sweep.json`` (what
+    was asked for), ``hparams`` (the YAML of each method), and ``cells/<name>``
+    with the outputs of each run, its ``stdout.txt`` among them.
+
+    Arguments
+    ---------
+    folder : str
+        The folder.
+
+    Raises
+    ------
+    ValueError
+        If it holds no sweep.
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder).resolve()
+        self._kept = {}  # finished cells: (cell, figures) by name
+        for row in self._lines():
+            cell = Cell(**{f.name: row.pop(f.name) for f in _FIELDS})
+            self._kept[cell.name] = cell, row
+        for path in self.folder.glob("cells/*/cell.json"):
+            cell = Cell(**json.loads(path.read_text(encoding="utf-8")))
+            if cell.name == path.parent.name:
+                self._kept.setdefault(cell.name, (cell, None))
+        self.plan = self._plan()
+        cells = [cell for cell, _ in self._kept.values()]
+        self.cells = sorted(cells, key=lambda cell: cell.order)
+
+    def _lines(self):
+        path = self.folder / "cells.jsonl"
+        if not path.exists():
+            return []
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    def _plan(self):
+        """What was asked for: "recipe", "hparams", "overrides"."""
+        path = self.folder / "sweep.json"
+        if path.is_file():
+            return json.loads(path.read_text(encoding="utf-8"))
+        for _, row in self._kept.values():
+            if row is not None:
+                return row["settings"]
+        raise ValueError(
+            f"{self.folder} is not the folder of a sweep, it has no sweep.json"
+            " and no cells.jsonl"
+        )
+
+    def place(self, name):
+        """Path : the folder of a cell."""
+        return self.folder / "cells" / name
+
+    def finished(self, name):
+        """bool : whether a cell has a result."""
+        known = self._kept.get(name, (None, None))[1] is not None
+        return known or (self.place(name) / "result.json").exists()
+
+    def arguments(self, cell, folder=None):
+        """Returns what the recipe's train.py is called with for a cell.
+
+        Arguments
+        ---------
+        cell : Cell
+            The cell.
+        folder : str
+            Stands for the folder of the sweep, if given.
+
+        Returns
+        -------
+        list of str
+        """
+        folder, more = PurePath(folder or self.folder), []
+        if cell.needs is not None:
+            result = folder / "cells" / cell.needs / "result.json"
+            more = [f"--complexity_loss={{widths: '{result}'}}"]
+        return [
+            str(folder / "hparams" / yaml_name(cell.model, cell.method)),
+            f"--seed={cell.seed}",
+            f"--budget={cell.budget:g}",
+            f"--output_folder={folder / 'cells' / cell.name}",
+            "--noprogressbar",
+            *more,
+            *self.plan["overrides"],
+        ]
+
+    def result(self, name):
+        """dict : figures of a finished cell, with the key "gates" (what
+        ``gates.jsonl`` has of each epoch)."""
+        _, row = self._kept.get(name, (None, None))
+        if row is not None:
+            return row
+        place = self.place(name)
+        row = json.loads((place / "result.json").read_text(encoding="utf-8"))
+        history = place / "gates.jsonl"
+        row["gates"] = _records(history) if history.exists() else []
+        return row
+
+    def results(self):
+        """list of (Cell, dict) : the figures of the finished cells, with the
+        key "latency" if the cell is in ``latency.json``."""
+        path, timed, found = self.folder / "latency.json", {}, []
+        if path.exists():
+            timed = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        for cell in self.cells:
+            if self.finished(cell.name):
+                result = dict(self.result(cell.name))
+                if cell.name in timed:
+                    result["latency"] = timed[cell.name]
+                found.append((cell, result))
+        return found
+
+    def trials(self, name):
+        """Path or zipfile.Path : scores of the test of a cell, which need not
+        exist."""
+        path = self.place(name) / "trials.txt"
+        store = self.folder / "trials.zip"
+        if path.exists() or not store.exists():
+            return path
+        return zipfile.Path(store, f"{name}.txt")
+
+    def gather(self):
+        """Takes cells that have finished here into the two files."""
+        rows, members = {}, {}
+        for cell in self.cells:
+            if not self.finished(cell.name):
+                continue
+            settings = {"settings": self.plan, **self.result(cell.name)}
+            row = {**settings, **dataclasses.asdict(cell)}
+            rows[cell.name] = json.dumps(row)
+            trials = self.trials(cell.name)
+            if trials.exists():
+                members[f"{cell.name}.txt"] = trials.read_text(encoding="utf-8")
+        text = "".join(f"{line}\n" for line in rows.values())
+        if rows and self._changed("cells.jsonl", text.encode()):
+            packed = io.BytesIO()
+            with zipfile.ZipFile(packed, "w", zipfile.ZIP_LZMA) as store:
+                for name, trials in members.items():
+                    # Without a date, so that equal trials make equal files
+                    store.writestr(
+                        zipfile.ZipInfo(name), trials, zipfile.ZIP_LZMA
+                    )
+            if members:
+                write_atomically(self.folder / "trials.zip", packed.getvalue())
+            write_atomically(self.folder / "cells.jsonl", text)
+
+    def _changed(self, name, content):
+        path = self.folder / name
+        return not path.exists() or path.read_bytes() != content
+
+
+_FIELDS = dataclasses.fields(Cell)
+
+
+def yaml_name(model, method):
+    """Returns the name of the YAML of a method.
+
+    Arguments
+    ---------
+    model : str
+        See :class:`Cell`.
+    method : str
+        Likewise.
+
+    Returns
+    -------
+    str
+    """
+    return f"{model}_{method}.yaml" if model else f"{method}.yaml"
+
+
+def _records(path):
+    """Lines of a JSON Lines file; the last may be cut off."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue  # the run was interrupted here
+    return found
+
+
+def find_metric(rows, metric=None):
+    """Returns the figure that a sweep is judged by.
+
+    Arguments
+    ---------
+    rows : list of dict
+        See :func:`summarize`.
+    metric : str
+        The figure asked for, if any.
+
+    Returns
+    -------
+    str
+        It, or the first of EER, error rate, error and loss that all have.
+
+    Raises
+    ------
+    ValueError
+        If a cell does not have it.
+    """
+    wanted = [metric] if metric else _METRICS
+    for name in wanted:
+        if all(f"test {name}" in row for row in rows):
+            return name
+    raise ValueError(f"not all results have a figure 'test' of {wanted}")
+
+
+def _optional(result):
+    """Figures that not all cells have."""
+    found = {**result, **result.get("latency", {})}
+    keys = [key for key, ratio, _ in _MORE.values()]
+    keys += [ratio for _, ratio, _ in _MORE.values() if ratio]
+    return {key: found[key] for key in keys if found.get(key) is not None}
+
+
+def _mean_of(group, key, ratio, unit):
+    """Mean over seeds as text, if all have it, with that of the ratio."""
+    if not all(key in row for row in group):
+        return "-"
+    text = f"{statistics.mean(row[key] for row in group) / unit:.3g}"
+    if ratio and all(ratio in row for row in group):
+        text += f" ({statistics.mean(row[ratio] for row in group):.2f})"
+    return text
+
+
+def figures(results):
+    """Returns the figures of cells that are numbers.
+
+    Arguments
+    ---------
+    results : list of (Cell, dict)
+        See :meth:`SweepFolder.results`.
+
+    Returns
+    -------
+    list of dict
+        One for each cell, in order.
+
+    Raises
+    ------
+    ValueError
+        If there are none.
+    """
+    rows = []
+    for cell, result in results:
+        full = result["macs_per_second_full"]
+        row = {
+            **dataclasses.asdict(cell),
+            "macs_share": result["macs_per_second"] / full,
+        }
+        for key in ("macs_per_second", "params", "steps"):
+            row[key] = result[key]
+        # Absent from old results, or not measured
+        row.update(_optional(result))
+        for key, value in result["test"].items():
+            if isinstance(value, (int, float)):
+                row[f"test {key}"] = value
+        for key, ends in (result.get("test_intervals_95") or {}).items():
+            row[f"interval {key}"] = "{:.1f} to {:.1f}".format(*ends)
+        rows.append(row)
+    if not rows:
+        raise ValueError("no cell is finished")
+    return rows
+
+
+def summarize(rows, metric=None, columns=()):
+    """Returns a table of a sweep.
+
+    Arguments
+    ---------
+    rows : list of dict
+        See :func:`figures`.
+    metric : str
+        Key of "test" in the results; EER, error or loss if None, the first
+        that there is.
+    columns : list of str
+        Further keys of "test" to show.
+
+    Returns
+    -------
+    headings : list of str
+        Those of the table.
+    table : list of list of str
+        For each model, budget and method the number of seeds, mean and
+        standard deviation of the metric, MACs per second of audio and relative
+        to the dense model, parameters, training steps, and where known
+        activations and latencies (see docs/sweep.md).
+
+    Raises
+    ------
+    ValueError
+        If a cell lacks one of the figures.
+    """
+    shown = [find_metric(rows, metric)]
+    shown += [find_metric(rows, column) for column in columns]
+    more = {
+        name: keys
+        for name, keys in _MORE.items()
+        if any(keys[0] in row for row in rows)
+    }
+    several = any(row["model"] for row in rows)
+    headings = ["model"] * several + ["method", "budget", "n"]
+    headings += [f"{shown[0]} (test)", "MACs/s (M)", "of dense", "parameters"]
+    headings += ["steps", *more, *shown[1:]]
+    interval = f"interval {shown[0]}"  # of one run, over its conditions
+    with_intervals = any(interval in row for row in rows)
+    if with_intervals:
+        headings.append("95 % interval of the first seed")
+    groups = {}
+    for row in rows:
+        key = row["model"], -row["budget"], row["method"]
+        groups.setdefault(key, []).append(row)
+    order, table = list(METHODS), []
+    for key in sorted(groups, key=lambda k: (*k[:2], order.index(k[2]))):
+        group = groups[key]
+
+        def mean(column, group=group):
+            return statistics.mean(row[column] for row in group)
+
+        tests = [
+            spread([row[f"test {name}"] for row in group]) for name in shown
+        ]
+        table.append(
+            [
+                *key[:1] * several,
+                key[2],
+                f"{-key[1]:g}",
+                f"{len(group)}",
+                tests[0],
+                f"{mean('macs_per_second') / 1e6:.3g}",
+                f"{mean('macs_share'):.3f}",
+                f"{mean('params'):.0f}",
+                f"{mean('steps'):.0f}",
+                *(_mean_of(group, *keys) for keys in more.values()),
+                *tests[1:],
+                *[group[0].get(interval, "-")] * with_intervals,
+            ]
+        )
+    return headings, table
+
+
+def spread(values):
+    """Returns mean and standard deviation as text.
+
+    Arguments
+    ---------
+    values : list of float
+        The values, at least one.
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> spread([1.0, 2.0, 3.0])
+    '2 ± 1'
+    """
+    text = f"{statistics.mean(values):.3g}"
+    # statistics.stdev fails where a figure is not finite
+    if len(values) > 1 and all(map(math.isfinite, values)):
+        text += f" ± {statistics.stdev(values):.2g}"
+    return text

@@ -1,0 +1,240 @@
+"""Sections of the report of a sweep: which layers were narrowed, and when.
+
+Authors
+ * The noisegate developers, 2026
+"""
+
+import html
+from statistics import mean
+
+from noisegate.evaluation.blocks import ABOVE, COLOURS, menu, plot
+
+
+def _full(data):
+    """Full widths: those of the dense model, else the greatest seen."""
+    full = {}
+    for cell, result in data.results:
+        for name, width in result["widths"].items():
+            if cell.method == "dense" or not data.dense:
+                full[name] = max(width, full.get(name, 1))
+    return full
+
+
+def _history(result):
+    """Widths by epoch and group."""
+    history = {}
+    # Of recipes that write their own, as result.json has it
+    own = enumerate(result.get("history") or [], 1)
+    own = [{"epoch": epoch, **figures} for epoch, figures in own]
+    for record in result.get("gates") or own:
+        widths = {
+            key.removeprefix("width "): value
+            for key, value in record.items()
+            if key.startswith("width ")
+        }
+        if widths:
+            history[record["epoch"]] = widths  # the last, if repeated
+    return history
+
+
+def epochs(data):
+    """Widths by layer over the epochs, for one cell at a time.
+
+    Arguments
+    ---------
+    data : noisegate.evaluation.estimates.SweepResults
+        The figures of the sweep.
+
+    Yields
+    ------
+    block : tuple
+        A block of the report.
+    """
+    full, cells = _full(data), {}
+    for name, cell, result in data.first():
+        history = _history(result)
+        if history:
+            cells[f"{name}, seed {cell.seed}"] = history
+    if not cells:
+        yield "text", "No cell has a history of its widths."
+        return
+
+    def bars(history, epoch):
+        past = [e for e in sorted(history) if e <= epoch] or [min(history)]
+        widths = history[past[-1]]
+        top = {name: full.get(name, max(widths.values())) for name in widths}
+        return {
+            "type": "bar",
+            "x": [html.escape(name) for name in widths],
+            "y": [width / top[name] for name, width in widths.items()],
+            "text": [f"{width:.3g}" for width in widths.values()],
+            "hovertext": [
+                f"{width:.4g} of {top[name]}" for name, width in widths.items()
+            ],
+            "marker": {"color": "#0072b2"},
+        }
+
+    epochs = sorted({e for history in cells.values() for e in history})
+    frames = [
+        {"name": str(e), "data": [bars(h, e) for h in cells.values()]}
+        for e in epochs
+    ]
+    now = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}}
+    now["transition"] = {"duration": 0}
+    play = {**now, "frame": {"duration": 300, "redraw": True}}
+    steps = [
+        {"label": str(e), "method": "animate", "args": [[str(e)], now]}
+        for e in epochs
+    ]
+    button = {"label": "play", "method": "animate", "args": [None, play]}
+    buttons = {"type": "buttons", "buttons": [button], "showactive": False}
+    traces = [
+        {**bars(history, epochs[-1]), "visible": i == 0}
+        for i, history in enumerate(cells.values())
+    ]
+    yield plot(
+        "epochs",
+        traces,
+        frames,
+        yaxis={"title": "share of the full width", "range": [0, 1.08]},
+        xaxis={"type": "category", "automargin": True},
+        showlegend=False,
+        sliders=[
+            {"steps": steps, "active": len(steps) - 1, "pad": {"t": 70}}
+            | {"currentvalue": {"prefix": "epoch "}}
+        ],
+        updatemenus=[
+            menu(cells, [[name] for name in cells]),
+            {**buttons, **ABOVE, "x": 1, "xanchor": "right"},
+        ],
+    )
+    yield (
+        "text",
+        "Choose a cell (the first seed of each method and budget), then move "
+        "the slider or press play. The numbers are channels, as they are in "
+        "validation; a cell with fewer epochs stays at its last one.",
+    )
+
+
+def _bars(name, columns, full, title):
+    """Values by layer of each method, one budget at a time, and a table."""
+    traces, shown = [], []
+    for group, means in columns.items():
+        traces.append(
+            {
+                "type": "bar",
+                "x": [html.escape(layer) for layer in means],
+                "y": [v / max(full[k], 1) for k, v in means.items()],
+                "hovertext": [
+                    f"{v:,.4g} of {full[k]:,}" for k, v in means.items()
+                ],
+                "name": f"{group[0]} {group[1]:g}",
+                "marker": {"color": COLOURS[group[0]]},
+            }
+        )
+        shown.append([f"budget {group[1]:g}"])
+    budgets = list(dict.fromkeys(name for names in shown for name in names))
+    for trace, names in zip(traces, shown):
+        trace["visible"] = budgets[0] in names
+    yield plot(
+        name,
+        traces,
+        yaxis={"title": title, "range": [0, 1.05]},
+        xaxis={"type": "category", "automargin": True},
+        showlegend=True,
+        updatemenus=[menu(budgets, shown)],
+    )
+
+
+def _means(data, key, part=lambda value: value):
+    """Means over seeds by layer, for each group but the dense one."""
+    columns = {}
+    for group in data.groups:
+        found = [r.get(key, {}) for _, r, _ in data.runs[group].values()]
+        if group[0] != "dense" and any(found):
+            columns[group] = {
+                name: mean(part(x[name]) for x in found if name in x)
+                for x in found
+                for name in x
+            }
+    return columns
+
+
+def widths(data):
+    """Final widths by layer, against the full ones.
+
+    Arguments
+    ---------
+    data : noisegate.evaluation.estimates.SweepResults
+        The figures of the sweep.
+
+    Yields
+    ------
+    block : tuple
+        A block of the report.
+    """
+    full, columns = _full(data), _means(data, "widths")
+    if not columns:
+        yield "text", "There is the dense model alone."
+        return
+    yield from _bars("widths", columns, full, "share of the full width")
+    origin = "of the dense model" if data.dense else "the greatest seen"
+    yield (
+        "text",
+        "Final widths, means over the seeds, against the full ones "
+        f"({origin}).",
+    )
+    rows = [
+        [name, str(size)]
+        + [f"{w[name]:.4g}" if name in w else "-" for w in columns.values()]
+        for name, size in full.items()
+    ]
+    labels = [f"{method} {budget:g}" for method, budget in columns]
+    yield "table", ["channels of", "full", *labels], rows
+
+
+def macs(data):
+    """MACs by layer, full and final.
+
+    Arguments
+    ---------
+    data : noisegate.evaluation.estimates.SweepResults
+        The figures of the sweep.
+
+    Yields
+    ------
+    block : tuple
+        A block of the report.
+    """
+    columns = _means(data, "macs_by_layer", lambda pair: pair[1])
+    if not columns:
+        yield "text", "The results have no MACs by layer."
+        return
+    full = {}
+    for cell, result in data.results:
+        for layer, (macs, _) in result.get("macs_by_layer", {}).items():
+            if cell.method == "dense" or not data.dense:
+                full[layer] = max(macs, full.get(layer, 1))
+    columns = {
+        group: {layer: macs for layer, macs in w.items() if layer in full}
+        for group, w in columns.items()
+    }
+    total = sum(full.values())
+    yield from _bars("macs", columns, full, "share of the layer's MACs")
+    yield (
+        "text",
+        "What is left of the MACs of each layer, means over the seeds. The "
+        "MACs of a layer fall with the product of the widths at its input and "
+        "output. In the table millions per second of audio, at full width "
+        "with the share of all.",
+    )
+    rows = [
+        [layer, f"{macs / 1e6:.3g} ({100 * macs / total:.1f} %)"]
+        + [
+            f"{w[layer] / 1e6:.3g}" if layer in w else "-"
+            for w in columns.values()
+        ]
+        for layer, macs in full.items()
+    ]
+    labels = [f"{method} {budget:g}" for method, budget in columns]
+    yield "table", ["MACs of", "full", *labels], rows

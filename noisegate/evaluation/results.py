@@ -167,13 +167,13 @@ class SweepFolder:
     def result(self, name):
         """dict : figures of a finished cell, with the key "gates" (what
         ``gates.jsonl`` has of each epoch)."""
-        _, row = self._kept.get(name, (None, None))
-        if row is not None:
-            return row
-        place = self.place(name)
-        row = json.loads((place / "result.json").read_text(encoding="utf-8"))
-        history = place / "gates.jsonl"
-        row["gates"] = _records(history) if history.exists() else []
+        path = self.place(name) / "result.json"
+        if not path.exists():
+            return self._kept[name][1]
+        row = json.loads(path.read_text(encoding="utf-8"))
+        history = self.place(name) / "gates.jsonl"
+        if history.exists():
+            row["gates"] = _records(history)
         return row
 
     def results(self):
@@ -202,7 +202,8 @@ class SweepFolder:
     def gather(self):
         """Takes cells that have finished here into the two files."""
         rows, members = {}, {}
-        for cell in self.cells:
+        known = {*self.cells, *(cell for cell, _ in self._kept.values())}
+        for cell in sorted(known, key=lambda cell: cell.order):
             if not self.finished(cell.name):
                 continue
             settings = {"settings": self.plan, **self.result(cell.name)}

@@ -264,8 +264,19 @@ def attributes(module):
 
 
 def select(module, name, axis, index):
-    """Keeps the entries ``index`` along an axis of a module's parameter or
-    buffer, in place; does nothing if there is none of this name."""
+    """Keeps some entries of a parameter or buffer of a module, in place.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        Who owns it.
+    name : str
+        Its name; nothing is done if the module has none.
+    axis : int
+        Axis of the entries.
+    index : torch.Tensor
+        Which stay, ascending.
+    """
     parameter = getattr(module, name, None)
     if parameter is None:
         return

@@ -1,12 +1,15 @@
 """The command ``noisegate``."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from speechbrain.nnet.quaternion_networks.q_linear import QLinear
 
-from noisegate.cli import describe, load_gates, main
+import noisegate
+from noisegate.cli import load_gates, main
 from noisegate.gates import Gates
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -27,7 +30,7 @@ def test_overrides_are_those_of_training():
     """What is not asked for has no gate, and the sizes are the new ones."""
     overrides = {"data_folder": "none", "noise_folder": "none"}
     overrides.update(gate_layers=["conv*"], rnn_units=24)
-    text = describe(load_gates(CRNN, overrides))
+    text = repr(load_gates(CRNN, overrides))
     assert "no gate: not asked for" in text
     rnn = next(line for line in text.splitlines() if line.startswith("rnn"))
     assert rnn.split()[1:3] == ["rnn", "24"]
@@ -39,8 +42,30 @@ def test_the_macs_that_depend_on_a_group_are_counted():
     gates = load_gates(CRNN, overrides)
     by_layer = gates.cost.macs_by_layer()
     expected = by_layer["dnn.w"] + by_layer["out.w"]
-    line = next(x for x in describe(gates).splitlines() if x.startswith("dnn"))
+    line = next(x for x in repr(gates).splitlines() if x.startswith("dnn"))
     assert int(line.split()[5]) == pytest.approx(expected, abs=1)
+
+
+def test_the_version(capsys):
+    """That of the package."""
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.strip() == noisegate.__version__
+
+
+def test_help_does_not_wait_for_torch():
+    """Nothing heavy is imported before a command is known."""
+    code = (
+        "import sys; from noisegate.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'speechbrain', 'scipy'} & set(sys.modules)))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True
+    )
+    assert run.stdout.splitlines()[-1] == "[]", run.stderr
 
 
 @pytest.mark.parametrize(
@@ -68,7 +93,7 @@ def test_unknown_layers_are_named():
     net = torch.nn.Sequential(
         torch.nn.Linear(8, 8), torch.nn.Linear(8, 8), quaternions
     )
-    table = describe(Gates(net, input_shape=[1, 9, 8]))
+    table = repr(Gates(net, input_shape=[1, 9, 8]))
     assert "layers that are not known: 2 (QLinear)" in table
     assert "\n0 " in table
     with pytest.raises(ValueError, match="QLinear is no layer that"):

@@ -1,6 +1,5 @@
 """noisegate latency, on sweeps of two small models."""
 
-import csv
 import json
 import sys
 
@@ -12,7 +11,7 @@ from speechbrain.nnet.linear import Linear
 from noisegate.cli import main
 from noisegate.compact import save_compact
 from noisegate.evaluation import latency
-from noisegate.evaluation.sweep import SweepFolder, summarize
+from noisegate.evaluation.results import SweepFolder, figures, summarize
 
 SHAPE = {"segment_s": 0.5, "input_shape": {"model": [1, 50, 8]}}
 WIDTHS = {"dense_1_1": 32, "dense_1_2": 32, "noise_0.5_2": 16, "noise_0.5_3": 4}
@@ -38,6 +37,9 @@ def write_sweep(folder, shape=SHAPE):
             "test": {"EER": 1.0},
         }
         (place / "result.json").write_text(json.dumps(result))
+        method, budget, seed = name.split("_")
+        cell = {"method": method, "budget": float(budget), "seed": int(seed)}
+        (place / "cell.json").write_text(json.dumps(cell))
     return folder
 
 
@@ -88,12 +90,12 @@ def test_ratios_are_to_the_dense_model_of_the_seed(sweep, monkeypatch):
 
 def test_columns_of_the_table(sweep, monkeypatch):
     """Absent if nothing is known, "-" if one seed lacks the figure."""
-    results = SweepFolder.read(sweep).results()
-    assert not any("torch" in text for text in summarize(results)[0])
+    rows = figures(SweepFolder(sweep).results())
+    assert not any("torch" in text for text in summarize(rows)[0])
     fake_times(monkeypatch, WIDTHS["noise_0.5_2"])
     latency.write_latency(sweep)
-    results = SweepFolder.read(sweep).results()
-    headings, (dense, noise), rows = summarize(results)
+    rows = figures(SweepFolder(sweep).results())
+    headings, (dense, noise) = summarize(rows)
     assert headings[8:] == [
         "activations (MB per s of audio)",
         "torch, ms/s (of dense)",
@@ -136,8 +138,8 @@ def test_real_times(sweep, capsys):
     main(["report", str(sweep)])
     text = (sweep / "report.md").read_text()
     assert "on one segment of 0.5 s, with 1 thread of" in text
-    rows = list(csv.DictReader((sweep / "cells.csv").open()))
-    assert len(rows) == 4 and all(float(row["onnx_ratio"]) for row in rows)
+    rows = figures(SweepFolder(sweep).results())
+    assert len(rows) == 4 and all(row["onnx_ratio"] for row in rows)
 
 
 def test_without_onnx(sweep, monkeypatch):

@@ -15,11 +15,11 @@ from matplotlib.image import imread
 
 from noisegate.cli import main
 from noisegate.evaluation.bootstrap import bootstrap
+from noisegate.evaluation.estimates import SweepResults
 from noisegate.evaluation.metrics import eer
 from noisegate.evaluation.report import write_report
+from noisegate.evaluation.results import SweepFolder
 from noisegate.evaluation.scores import Trials, read_trials, write_trials
-from noisegate.evaluation.sections import Data
-from noisegate.evaluation.sweep import SweepFolder
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -32,6 +32,12 @@ EERS = {
     ("noise", 0.25): [6.0, 8.0],
     ("narrow", 0.25): [10.0, 16.0],
 }
+
+
+def write_identity(place, method, budget, seed):
+    """Writes which cell a folder is of."""
+    cell = {"method": method, "budget": budget, "seed": seed}
+    (place / "cell.json").write_text(json.dumps(cell))
 
 
 def write_cell(folder, method, budget, seed, eer):
@@ -53,6 +59,7 @@ def write_cell(folder, method, budget, seed, eer):
         "versions": {"noisegate": "0.1.0", "commit": "abc1234"},
     }
     (place / "result.json").write_text(json.dumps(result))
+    write_identity(place, method, budget, seed)
     lines = [
         {"epoch": epoch, "macs_per_second": 4096, "width conv": width}
         for epoch, width in [(1, 64.0), (2, 40.5), (2, 48.5), (3, 16.0)]
@@ -100,6 +107,7 @@ def sweep(tmp_path_factory):
     folder = write_sweep(tmp_path_factory.mktemp("sweep"))
     failed = folder / "cells" / "retrained_0.25_1"
     failed.mkdir()
+    write_identity(failed, "retrained", 0.25, 1)
     text = f"exit status 1, see {failed / 'stdout.txt'}\n"
     (failed / "failed.txt").write_text(text)
     (folder / "cells" / "notes").mkdir()
@@ -227,19 +235,21 @@ def test_what_few_seeds_change(scored, tmp_path):
     """Only rows that they are in; with one seed there is no interval."""
     before = tables(scored)
     folder = shutil.copytree(scored, tmp_path / "copy")
-    for name in ("pruned_0.5_1", "pruned_0.25_3"):  # noise has no seed 3
+    for name in ("magnitude_0.5_1", "magnitude_0.25_3"):  # noise has no seed 3
         source = folder / "cells" / f"noise_{name.split('_')[1]}_1"
-        shutil.copytree(source, folder / "cells" / name)
+        place = shutil.copytree(source, folder / "cells" / name)
+        _, budget, seed = name.split("_")
+        write_identity(place, "magnitude", float(budget), int(seed))
     write_report(folder)
     summary, quality, differences = tables(folder)[:3]
     for row in [*before[1], *quality]:
         del row[3]  # on the front of all
     for old, new in zip(before[:3], (summary, quality, differences)):
-        assert [row for row in new if "pruned" not in row] == old
+        assert [row for row in new if "magnitude" not in row] == old
     rows = {tuple(row[:3]): row[3:] for row in differences}
-    assert rows["EER", "pruned", "0.5"][1:] == ["-", "-", "1"]
-    assert rows["EER", "pruned", "0.25"] == ["-", "-", "-", "0"]
-    assert rows["hypervolume", "pruned", "0.5, 0.25"] == ["-", "-", "-", "0"]
+    assert rows["EER", "magnitude", "0.5"][1:] == ["-", "-", "1"]
+    assert rows["EER", "magnitude", "0.25"] == ["-", "-", "-", "0"]
+    assert rows["hypervolume", "magnitude", "0.5, 0.25"] == ["-", "-", "-", "0"]
 
 
 @pytest.mark.parametrize("broken", ["no line of trials", "s 1 0.5 2"])
@@ -297,7 +307,7 @@ def test_macs_of_a_method_with_other_layers(scored, tmp_path):
 
 def test_published_figures(scored):
     """Beside the curves, relative to the first of them."""
-    data = Data(SweepFolder.read(scored), published=scored / "published.csv")
+    data = SweepResults(SweepFolder(scored), published=scored / "published.csv")
     assert data.published == [("big", 1.0, 5.5), ("small<", 0.25, 6.5)]
     page = (scored / "report.html").read_text()
     assert "published, on other data" in page
@@ -308,7 +318,7 @@ def test_published_figures(scored):
 def test_published_figures_of_the_recipes(scored, recipe):
     """Models without a figure are left out."""
     path = RECIPES / recipe / "results" / "published.csv"
-    data = Data(SweepFolder.read(scored), published=path)
+    data = SweepResults(SweepFolder(scored), published=path)
     assert len(data.published) > 3 and data.published[0][1] == 1.0
     names = [name for name, _, _ in data.published]
     assert len(set(names)) == len(names)
@@ -360,8 +370,7 @@ def test_widths_conditions_and_runs(sweep):
     ]
     log = "cells/retrained_0.25_1/stdout.txt"
     assert failed[1:] == [["retrained_0.25_1", "exit status 1", log]]
-    lines = (sweep / "cells.csv").read_text().splitlines()
-    assert len(lines) == 11 and lines[0].startswith("method,budget,seed")
+    assert len((sweep / "cells.jsonl").read_text().splitlines()) == 10
 
 
 def test_commands_hold_no_path_of_the_machine(sweep):
@@ -393,7 +402,7 @@ def test_the_page_loads_nothing_and_is_escaped(scored):
 
 def test_the_same_bytes_again(sweep):
     """Nothing in it is of the time or drawn."""
-    names = ("report.html", "report.md", "cells.csv", "curves.png")
+    names = ("report.html", "report.md", "cells.jsonl", "curves.png")
     before = [(sweep / name).read_bytes() for name in names]
     write_report(sweep)
     assert before == [(sweep / name).read_bytes() for name in names]
@@ -462,7 +471,7 @@ def test_the_command_and_its_errors(tmp_path, capsys, monkeypatch):
     (folder / "report.html").unlink()
     monkeypatch.setitem(sys.modules, "plotly", None)
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
-    assert "pip install 'noisegate[report]'" in error(folder)
+    assert "pip install 'speechbrain-noisegate[report]'" in error(folder)
     assert not (folder / "report.html").exists()
 
 

@@ -3,17 +3,22 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.noisegate-installed
+# TORCH=cpu asks for wheels without CUDA (a tenth of the size), from the index
+# that PyTorch documents for them; needs that index to be within reach.
+TORCH ?=
+INDEX := $(if $(filter cpu,$(TORCH)),--extra-index-url \
+	https://download.pytorch.org/whl/cpu)
 
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: venv check-torch test docs demo sweep-demo
+.PHONY: venv check-torch style shape quick test docs demo sweep-demo
 
 venv: $(STAMP)
 
 # Installed again only when setup.py changes: torch is several gigabytes.
 $(STAMP): setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -e ".[dev,docs]"
+	$(BIN)/python -m pip install $(INDEX) -e ".[dev,docs]"
 	touch $@
 
 # First, because everything else fails obscurely without it.
@@ -23,10 +28,23 @@ check-torch: venv
 	"same release and the same build (both CPU or the same CUDA)." >&2; \
 	exit 1; }
 
-test: check-torch
+style: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/yamllint .
+
+# Sizes, imports and numbers of files that this project keeps to.
+shape: venv
+	$(BIN)/python tests/shape.py
+
+# The core's properties, in some three minutes.
+quick: check-torch
+	$(BIN)/python -m pytest -q --doctest-modules -m "not slow" noisegate \
+	tests/unittests/test_gate.py tests/unittests/test_rules.py \
+	tests/unittests/test_groups.py tests/unittests/test_gates.py \
+	tests/unittests/test_cost.py tests/unittests/test_compact.py
+
+test: check-torch style shape
 	$(BIN)/python -m pytest -q --doctest-modules noisegate tests
 	$(BIN)/mkdocs build --strict
 
@@ -39,6 +57,6 @@ demo: check-torch
 sweep-demo: check-torch
 	OMP_NUM_THREADS=1 $(BIN)/noisegate sweep recipes/Synthetic/hparams/gated.yaml \
 	--folder=results/sweep-demo --budgets=1,0.25,0.125 \
-	--methods=noise,stochastic,narrow --seeds=2 --jobs=2 \
+	--methods=noise,hard_concrete,narrow --seeds=2 --jobs=2 \
 	-- --teacher_widths=[16]
 	$(BIN)/noisegate report results/sweep-demo

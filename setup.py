@@ -5,23 +5,39 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-version = (Path(__file__).parent / "noisegate" / "version.txt").read_text()
-# Mini-LA, the corpus that recipes/ASVspoof makes: WORLD, espeak-ng, the check
-# for shortcuts; and the intervals of its results.
+HERE = Path(__file__).parent
+version = (HERE / "noisegate" / "version.txt").read_text().strip()
+# Mini-LA, the corpus that recipes/ASVspoof makes: WORLD (needs a C compiler),
+# espeak-ng, the check for shortcuts; and the intervals of its results.
 asvspoof = [
     "pyworld",
     "espeakng-loader",
     "scikit-learn",
     "confidence-intervals",
 ]
-report = "plotly==7.*"
+report = ["plotly==7.*"]
 onnx = ["onnx", "onnxruntime", "onnxscript"]
+baselines = ["torch-pruning==1.6.*"]
+docs = ["mkdocs", "mkdocstrings[python]"]
 
 setup(
-    name="noisegate",
-    version=version.strip(),
+    name="speechbrain-noisegate",
+    version=version,
     description="Learns the layer sizes of SpeechBrain models in training",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    url="https://arxiv.org/abs/2601.13704",
+    author="The noisegate developers",
     license="Apache-2.0",
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Multimedia :: Sound/Audio :: Speech",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["noisegate", "noisegate.*"]),
     package_data={"noisegate": ["version.txt"]},
@@ -39,32 +55,35 @@ setup(
         "matplotlib",
     ],
     extras_require={
+        # recipes/ASVspoof
         "asvspoof": asvspoof,
-        "dev": [
-            *asvspoof,
-            "pytest>=8",
-            "ruff==0.17.5",
-            "yamllint",
-            "fvcore",
-            "torch-pruning==1.6.*",
-            "expected-cost",
-            "submitit",
-            "tensorboard",
-            report,
-            *onnx,
-        ],
         # noisegate report
-        "report": [report],
-        # What recipes compare with
-        "rivals": ["torch-pruning==1.6.*"],
-        # benchmarks/zoo.py; without them its column on ONNX is left out
-        "benchmarks": ["torch-pruning==1.6.*", *onnx],
+        "report": report,
+        # noisegate sweep --methods=torch_pruning
+        "baselines": baselines,
         # noisegate latency; without them torch alone is timed
         "onnx": onnx,
         # noisegate sweep --slurm
         "slurm": ["submitit"],
         # recipes with use_tensorboard
         "tensorboard": ["tensorboard"],
-        "docs": ["mkdocs"],
+        "docs": docs,
+        "dev": [
+            "pytest>=8",
+            # Later ones read __file__ of all modules, and with that import
+            # what SpeechBrain imports lazily, k2 for example
+            "hypothesis<6.131",
+            "ruff==0.17.5",
+            "yamllint",
+            "pre-commit",
+            "fvcore",
+            "expected-cost",
+            "submitit",
+            "tensorboard",
+            *asvspoof,
+            *report,
+            *baselines,
+            *onnx,
+        ],
     },
 )

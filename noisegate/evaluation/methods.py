@@ -24,6 +24,10 @@ METHODS = {
     # The widths are overridden with those that noise gates have learned
     "retrained": (_HARD, _FIXED, {"widths": "uniform"}),
 }
+# Keys of the recipe in which a method needs another value: one parameter per
+# channel moves by a hundredth of what one width does
+_SETTINGS = {"hard_concrete": {"gate_lr": 0.1}}
+_GATE_OPTIONS = {"hard_concrete": {"open_init": 0.9}}
 _GATE_KEYS = ("kappa_min", "granularity")  # what all gates have
 # Of the recipe's complexity loss. Pruning keeps its own schedule: the gates'
 # may be over long before the weights tell anything.
@@ -68,6 +72,7 @@ def derive(text, method):
     >>> print(derive(text, "hard_concrete").split("gate: ")[1].split("comp")[0])
     !name:noisegate.baselines.gates.HardConcreteGate
         kappa_min: 0.1
+        open_init: 0.9
     <BLANKLINE>
     """
     yaml = YAML()
@@ -86,6 +91,9 @@ def derive(text, method):
         )
     if method == "noise":
         return text
+    for key, value in _SETTINGS.get(method, {}).items():
+        if key in hparams:
+            hparams[key] = value
     gates, loss = hparams["gates"], hparams["complexity_loss"]
     gate_class, loss_class, more = METHODS[method]
     if method == "dense":
@@ -96,6 +104,7 @@ def derive(text, method):
         for key in _GATE_KEYS:
             if isinstance(old, CommentedMap) and key in old:
                 gate[key] = old[key]
+        gate.update(_GATE_OPTIONS.get(method, {}))
         gate.yaml_set_ctag(Tag(suffix=f"!name:{gate_class}"))
         gates["gate"] = gate
     if loss_class is not None:

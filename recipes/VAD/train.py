@@ -4,7 +4,7 @@
 > python train.py hparams/crnn_gated.yaml --data_folder=/path/to/speech
       --noise_folder=/path/to/noise
 
-The dense twin is hparams/crnn.yaml. The test runs on the compacted model,
+With --gate_layers=[] the model stays dense. The test runs on the compacted model,
 which is saved in <output_folder>/compact; figures are in
 <output_folder>/result.json.
 

@@ -133,9 +133,10 @@ def test_mini_learns_and_its_files_agree(corpus, tmp_path):
     """Beeps against noise: no errors; scores and compact model are right."""
     write_asv_scores(corpus)
     out = run(
-        "hparams/mini_resnet34.yaml",
+        "hparams/mini_resnet34_gated_all.yaml",
         tmp_path,
         corpus,
+        "--gate_layers=[]",
         "--number_of_epochs=12",
         "--freeze_epoch=2",
     )
@@ -175,9 +176,10 @@ def test_mini_learns_and_its_files_agree(corpus, tmp_path):
 def test_one_class_and_natural_sampling(corpus, tmp_path):
     """OC-softmax trains on cosines; classes as they are in the data."""
     out = run(
-        "hparams/mini_resnet34.yaml",
+        "hparams/mini_resnet34_gated_all.yaml",
         tmp_path,
         corpus,
+        "--gate_layers=[]",
         "--debug",
         "--one_class=True",
         "--bonafide_share=null",
@@ -238,7 +240,7 @@ def test_two_processes(corpus, tmp_path):
 def test_finished_result_is_kept(corpus, tmp_path):
     """A second call does not train again or touch the result."""
     (tmp_path / "result.json").write_text("{}")
-    out = run("hparams/mini_resnet34.yaml", tmp_path, corpus)
+    out = run("hparams/mini_resnet34_gated_all.yaml", tmp_path, corpus)
     assert out.returncode == 0
     assert "finished" in out.stdout
     assert (tmp_path / "result.json").read_text() == "{}"
@@ -256,7 +258,7 @@ def test_finished_result_is_kept(corpus, tmp_path):
 )
 def test_wrong_values_are_clear_errors(corpus, tmp_path, override, message):
     """The error names what is wrong, and no result appears."""
-    out = run("hparams/mini_resnet34.yaml", tmp_path, corpus, override)
+    out = run("hparams/mini_resnet34_gated_all.yaml", tmp_path, corpus, override)
     assert out.returncode != 0
     assert message in out.stdout
     assert not (tmp_path / "result.json").exists()

@@ -6,6 +6,7 @@ Authors
  * The noisegate developers, 2026
 """
 
+import torch
 from torch.nn.utils.spectral_norm import SpectralNormLoadStateDictPreHook
 
 
@@ -41,3 +42,26 @@ def own_class(module):
     """
     kind = type(module)
     module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
+
+
+def unwrapped(module):
+    """Returns the module inside the wrappers of DDP and ``torch.compile``.
+
+    What is compiled has the original in an attribute that is not public.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        Wrapped or not.
+
+    Returns
+    -------
+    torch.nn.Module
+    """
+    while True:
+        if hasattr(module, "_orig_mod"):
+            module = module._orig_mod
+        elif isinstance(module, torch.nn.parallel.DistributedDataParallel):
+            module = module.module
+        else:
+            return module

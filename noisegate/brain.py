@@ -12,10 +12,10 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from unittest import mock
 
 import speechbrain as sb
 import torch
+from speechbrain.dataio.dataloader import LoopedLoader
 from speechbrain.utils.checkpoints import (
     mark_as_loader,
     mark_as_saver,
@@ -24,11 +24,11 @@ from speechbrain.utils.checkpoints import (
 from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.train_logger import TensorboardLogger
-from tqdm import tqdm
 
 from noisegate import __version__
+from noisegate._private import unwrapped
 from noisegate.compact import compact, constructor, final_sizes, save_compact
-from noisegate.groups import FEATURES
+from noisegate.rules.features import FEATURES
 
 logger = get_logger(__name__)
 
@@ -57,18 +57,6 @@ class RandomState:
 
     SpeechBrain's checkpoints do not hold it, but dropout and gate noise
     depend on it: with it a resumed run equals the uninterrupted one.
-
-    Example
-    -------
-    >>> import tempfile
-    >>> state = RandomState()
-    >>> path = tempfile.mktemp()
-    >>> state.save(path)
-    >>> before = torch.rand(3)
-    >>> state.load(path, end_of_epoch=True)
-    >>> state.restore()
-    >>> torch.equal(before, torch.rand(3))
-    True
     """
 
     def __init__(self):
@@ -109,12 +97,8 @@ def set_aside_incomplete(checkpointer):
     """Renames checkpoints that were being written when the process ended.
 
     SpeechBrain writes their files one by one and the description first, so
-    that a run killed meanwhile could not be resumed.
-
-    Arguments
-    ---------
-    checkpointer : speechbrain.utils.checkpoints.Checkpointer
-        With all its recoverables.
+    that a run killed meanwhile could not be resumed. The checkpointer has to
+    know all its recoverables.
     """
     names = [f"{name}.ckpt" for name in checkpointer.recoverables]
     names.append("CKPT.yaml")
@@ -138,18 +122,8 @@ def _is_whole(path):
 
 
 def tensorboard_logger(output_folder):
-    """Creates the logger that :meth:`GatedBrain.log_stats` looks for.
-
-    Arguments
-    ---------
-    output_folder : str
-        Events are written to <output_folder>/tensorboard.
-
-    Returns
-    -------
-    speechbrain.utils.train_logger.TensorboardLogger
-        For the key ``tensorboard_train_logger`` of hparams.
-    """
+    """Returns the logger that :meth:`GatedBrain.log_stats` looks for, for the
+    key ``tensorboard_train_logger``: to <output_folder>/tensorboard."""
     try:
         return TensorboardLogger(os.path.join(output_folder, "tensorboard"))
     except ImportError as error:
@@ -157,29 +131,6 @@ def tensorboard_logger(output_folder):
             "use_tensorboard needs the package tensorboard: "
             "pip install tensorboard"
         ) from error
-
-
-class _ProgressBar(tqdm):
-    """SpeechBrain's progress bar with the present MACs."""
-
-    def __init__(self, *args, macs, **kwargs):
-        self._macs = macs
-        super().__init__(*args, **kwargs)
-
-    def set_postfix(self, *args, **kwargs):
-        """Adds the MACs to what SpeechBrain shows."""
-        super().set_postfix(*args, macs=self._macs(), **kwargs)
-
-
-def _unwrap(module):
-    """The module inside the wrappers of DDP and torch.compile."""
-    while True:
-        if hasattr(module, "_orig_mod"):
-            module = module._orig_mod
-        elif isinstance(module, torch.nn.parallel.DistributedDataParallel):
-            module = module.module
-        else:
-            return module
 
 
 class GatedBrain(sb.Brain):
@@ -219,12 +170,7 @@ class GatedBrain(sb.Brain):
         Passed to ``sb.Brain``.
     """
 
-    def __init__(
-        self,
-        *args,
-        gate_opt_class=None,
-        **kwargs,
-    ):
+    def __init__(self, *args, gate_opt_class=None, **kwargs):
         super().__init__(*args, **kwargs)
         if gate_opt_class is None:
             gate_opt_class = functools.partial(torch.optim.Adam, lr=0.01)
@@ -256,17 +202,7 @@ class GatedBrain(sb.Brain):
         return self.gates.frozen
 
     def complexity_term(self, stage):
-        """Returns what the complexity adds to the loss.
-
-        Arguments
-        ---------
-        stage : sb.Stage
-            Only sb.Stage.TRAIN has a term.
-
-        Returns
-        -------
-        torch.Tensor or float
-        """
+        """Returns what the complexity adds to the loss: in training only."""
         if stage != sb.Stage.TRAIN:
             return 0.0
         self._term_added = True
@@ -274,14 +210,8 @@ class GatedBrain(sb.Brain):
 
     @torch.no_grad()
     def gate_stats(self):
-        """Returns what to log of the gates.
-
-        Returns
-        -------
-        dict
-            "macs_per_second" (int), and with gates "macs_ratio", the dual
-            "weight", and the width of each gate.
-        """
+        """Returns what to log of the gates (dict): "macs_per_second", and with
+        gates "macs_ratio", "complexity_weight", and the width of each."""
         cost = self.gates.cost
         widths = self.gates.integer_widths()
         stats = {"macs_per_second": cost.macs_per_second(widths)}
@@ -296,21 +226,13 @@ class GatedBrain(sb.Brain):
     def figures(self, widths=None):
         """Returns what to write of the final model into ``result.json``.
 
-        Arguments
-        ---------
-        widths : dict of str to int
-            Final widths by group, those of the gates if None.
-
-        Returns
-        -------
-        dict
-            "widths" by group; "params"; "macs_per_second",
-            "macs_per_second_full" (at full width) and "macs_by_layer" (full
-            and final, per second of audio); "activations_per_second" (number
-            of values); "complexity_weight" (the last one); "steps" (optimizer
-            steps of the whole training, which may have gone on after the
-            epoch that was best); "device", "threads", and "versions" with the
-            commit of the program that was started.
+        A dict with "widths" by group (those of the gates if None are given);
+        "params"; "macs_per_second", "macs_per_second_full" (at full width) and
+        "macs_by_layer" (full and final, per second of audio);
+        "activations_per_second" (number of values); "complexity_weight" (the
+        last one); "steps" (optimizer steps of the whole training, which may
+        have gone on after the epoch that was best); "device", "threads", and
+        "versions" with the commit of the program that was started.
         """
         cost = self.gates.cost
         widths = self.gates.integer_widths() if widths is None else widths
@@ -340,41 +262,35 @@ class GatedBrain(sb.Brain):
     def log_stats(self, epoch, lr, train_stats, valid_stats):
         """Logs an epoch with its widths: train log and, if any, TensorBoard.
 
-        TensorBoard shows epochs as steps, also in a run that was resumed.
-
-        Arguments
-        ---------
-        epoch : int
-            Starts at 1.
-        lr : float
-            Learning rate of the epoch.
-        train_stats : dict of str to float
-            Figures of training.
-        valid_stats : dict of str to float
-            Figures of validation.
+        TensorBoard shows epochs as steps, also in a run that was resumed
+        (SpeechBrain's logger counts its calls, which start anew then).
         """
         meta = {"lr": lr, **self.gate_stats()}
         self.hparams.train_logger.log_stats(
             {"epoch": epoch, **meta}, train_stats, valid_stats
         )
         board = getattr(self.hparams, "tensorboard_train_logger", None)
-        if board is None:
+        if board is None or board.writer is None:  # in the main process only
             return
-        # It counts its calls, which start anew when a run is resumed
-        board.global_step = {
-            "meta": epoch - 1,
-            "train": dict.fromkeys(train_stats, epoch - 1),
-            "valid": dict.fromkeys(valid_stats, epoch - 1),
-        }
         # With a slash TensorBoard shows the widths side by side
-        meta = {k.replace("width ", "width/", 1): v for k, v in meta.items()}
-        board.log_stats(meta, train_stats, valid_stats)
-        if board.writer is not None:  # there is one in the main process only
-            board.writer.flush()
+        values = {k.replace("width ", "width/", 1): v for k, v in meta.items()}
+        values.update((f"{k}/train", v) for k, v in train_stats.items())
+        values.update((f"{k}/valid", v) for k, v in valid_stats.items())
+        for tag, value in values.items():
+            board.writer.add_scalar(tag, value, epoch)
+        board.writer.flush()
 
     # ---- hooks of sb.Brain -----------------------------------------------
 
-    def fit(self, epoch_counter, train_set, valid_set=None, *args, **kwargs):
+    def fit(
+        self,
+        epoch_counter,
+        train_set,
+        valid_set=None,
+        progressbar=None,
+        train_loader_kwargs=None,
+        valid_loader_kwargs=None,
+    ):
         """See ``sb.Brain.fit``."""
         limit = getattr(epoch_counter, "limit", None)
         if self.gates and not self.debug and limit is not None:
@@ -384,28 +300,22 @@ class GatedBrain(sb.Brain):
                     f", got {self.freeze_epoch}: the widths would not become "
                     "final"
                 )
-        bar = functools.partial(_ProgressBar, macs=self._macs_text)
-        with mock.patch.object(sb.core, "tqdm", bar):
-            super().fit(epoch_counter, train_set, valid_set, *args, **kwargs)
+        loaders = (torch.utils.data.DataLoader, LoopedLoader)
+        if not (self.test_only or isinstance(train_set, loaders)):
+            train_set = self.make_dataloader(
+                train_set, stage=sb.Stage.TRAIN, **(train_loader_kwargs or {})
+            )
+        self._steps_per_epoch = len(train_set)
+        if self.debug:
+            self._steps_per_epoch = min(len(train_set), self.debug_batches)
+        options = {"valid_loader_kwargs": valid_loader_kwargs or {}}
+        super().fit(epoch_counter, train_set, valid_set, progressbar, **options)
 
     @property
     def freeze_epoch(self):
         """int : the first epoch with final widths."""
         epoch = self.complexity_loss.freeze_epoch
         return min(epoch, self.debug_epochs) if self.debug else epoch
-
-    def _macs_text(self):
-        with torch.no_grad():
-            macs = self.gates.cost.macs_per_second(self.gates.widths())
-        return f"{macs / 1e6:.2f}M/s"
-
-    def _fit_train(self, train_set, epoch, enable):
-        self._steps_per_epoch = len(train_set)
-        if self.debug:
-            self._steps_per_epoch = min(
-                self._steps_per_epoch, self.debug_batches
-            )
-        super()._fit_train(train_set, epoch, enable)
 
     def on_fit_start(self):
         """See ``sb.Brain.on_fit_start``."""
@@ -518,7 +428,7 @@ class GatedBrain(sb.Brain):
         # Without the wrappers of DDP and compilation, which evaluation does
         # not need and which cannot be saved
         for key, module in list(self.modules.items()):
-            module = _unwrap(module)
+            module = unwrapped(module)
             if module is self.gates.model:
                 self._cut[key] = "model"
                 module = model.to(self.device)
@@ -536,17 +446,10 @@ class GatedBrain(sb.Brain):
     def save_compact(self, hparams_file, overrides=None, folder=None, **values):
         """Saves the model that was evaluated; see ``compact.save_compact``.
 
-        Arguments
-        ---------
-        hparams_file : str
-            YAML of the recipe. What cannot be written with its final sizes is
-            built as in its entry ``modules``, then cut and loaded.
-        overrides : str or dict
-            Overrides of the YAML.
-        folder : str
-            Where to; ``<output_folder>/compact`` if None. Is not overwritten.
-        **values : dict
-            Further keys of the YAML that is written.
+        What cannot be written with its final sizes is built as in the entry
+        ``modules`` of the recipe's YAML (with the overrides), then cut and
+        loaded. The folder, ``<output_folder>/compact`` if None, is not
+        overwritten; values are further keys of the YAML that is written.
         """
         if not self._compacted:
             raise RuntimeError("evaluate() cuts the model: call it first")
@@ -567,11 +470,8 @@ class GatedBrain(sb.Brain):
             built = constructor(hparams_file, name, overrides)
             originals[name] = built, sizes
         if shapes:  # what latency.py calls the model with
-            values = {
-                "segment_s": self.gates.cost.seconds,
-                "input_shape": shapes,
-                **values,
-            }
+            seconds = self.gates.cost.seconds
+            values = {"segment_s": seconds, "input_shape": shapes, **values}
         values = {"widths": self.gates.integer_widths(), **values}
         header = "Compacted model, see noisegate"
         save_compact(folder, modules, header, originals, **values)
@@ -584,21 +484,9 @@ class GatedBrain(sb.Brain):
         return shape
 
     def open_features(self, feats):
-        """Returns the features that the present model reads.
-
-        Features computed once at full width (a cache) fit the model while it
-        is trained; the compacted one reads the open bands only.
-
-        Arguments
-        ---------
-        feats : torch.Tensor
-            (batch, time, bands) at full width.
-
-        Returns
-        -------
-        torch.Tensor
-            (batch, time, open bands)
-        """
+        """Returns the features (batch, time, open bands) that the present
+        model reads, of those at full width: features computed once (a cache)
+        fit the model while it is trained, the cut one reads the open bands."""
         gate = self.gates.get(FEATURES)
         if not self._compacted or gate is None:
             return feats

@@ -19,17 +19,8 @@ _GRADIENT_MARGIN = 1e-2
 
 
 def bounded_sqrt(x):
-    """Square root with the exact value and a bounded derivative.
-
-    Arguments
-    ---------
-    x : torch.Tensor
-        Values in [0, 1].
-
-    Returns
-    -------
-    torch.Tensor
-        ``x.sqrt()``, whose derivative is taken at ``max(x, 0.01)``.
+    """Square root of values in [0, 1]: exact, with a bounded derivative, which
+    is taken at ``max(x, 0.01)``.
 
     Example
     -------
@@ -104,23 +95,12 @@ class Gate(torch.nn.Module):
         self.mask = None
 
     def width(self):
-        """Returns the differentiable, real-valued width.
-
-        Returns
-        -------
-        torch.Tensor
-            Scalar in [min_width, size].
-        """
+        """Returns the differentiable width, a scalar in [min_width, size]."""
         raise NotImplementedError
 
     def integer_width(self):
-        """Returns the width after rounding up to the granularity.
-
-        Returns
-        -------
-        int
-            What evaluation and compaction keep.
-        """
+        """Returns the width (int) rounded up to the granularity: what
+        evaluation and compaction keep."""
         if self.frozen is not None:
             return self.frozen
         width = float(self.width().detach())
@@ -128,35 +108,19 @@ class Gate(torch.nn.Module):
         return min(self.size, max(self.min_width, steps * self.granularity))
 
     def order(self):
-        """Returns the rank of each channel, 0 for the last to be closed.
-
-        Returns
-        -------
-        torch.Tensor
-            Permutation (size,).
-        """
+        """Returns the rank of each channel (size,), 0 is closed last."""
         return self.rank
 
     def open_channels(self):
-        """Returns the channels kept in evaluation, in ascending order.
-
-        Returns
-        -------
-        torch.Tensor
-            Indices (integer_width,).
-        """
+        """Returns the channels (integer_width,) that evaluation keeps, in
+        ascending order."""
         keep = self.order() < self.integer_width()
         return keep.nonzero().flatten()
 
     @torch.no_grad()
     def freeze(self, width):
-        """Fixes the gate to an integer width; there is no noise from here on.
-
-        Arguments
-        ---------
-        width : int
-            Number of channels to keep, a multiple of ``granularity``.
-        """
+        """Fixes the gate to an integer width, a multiple of ``granularity``;
+        there is no noise from here on."""
         if not self.min_width <= width <= self.size or (
             width % self.granularity
         ):
@@ -175,12 +139,7 @@ class Gate(torch.nn.Module):
 
         The function of the model does not change by this: channels at the
         edge and closed ones keep their ranks. It decides which channels come
-        to the edge next. Ties keep their order.
-
-        Arguments
-        ---------
-        usefulness : torch.Tensor
-            One value per channel (size,).
+        to the edge next. Ties keep their order; usefulness is (size,).
         """
         if self.frozen is not None:
             return
@@ -214,28 +173,14 @@ class Gate(torch.nn.Module):
 
         Used where a layer combines channels without reading them one by one:
         normalization statistics, recurrent and attention weights.
-
-        Returns
-        -------
-        torch.Tensor or None
-            Differentiable; None if all are 1.
+        Differentiable; None if all are 1.
         """
         return self.mask
 
     def tied_weights(self, n):
-        """Returns the weights of n channels whose width follows this gate's.
-
-        Arguments
-        ---------
-        n : int
-            Number of channels of the other group, e.g. the dimensions of an
-            attention head: n * width / size of them are open.
-
-        Returns
-        -------
-        torch.Tensor or None
-            Weights (n,), the first open, the last closed; None if all open.
-        """
+        """Returns the weights (n,) of n other channels, e.g. the dimensions
+        of an attention head, whose width follows this gate's: the first n *
+        width / size of them are open. None if all are."""
         if self.mask is None:
             return None
         hard = self.frozen is not None or not self.training
@@ -244,23 +189,11 @@ class Gate(torch.nn.Module):
         return (width * (n / self.size) - ranks).clamp(0, 1)
 
     def mix(self, x, std, dim=-1, index=None):
-        """Applies the gate to features that a layer is about to read.
+        """Returns gated features; ``x`` itself if the gate is fully open.
 
-        Arguments
-        ---------
-        x : torch.Tensor
-            Features; dimension ``dim`` has one entry per feature.
-        std : torch.Tensor
-            Running standard deviation (size,) of the channels.
-        dim : int
-            Feature dimension of ``x``.
-        index : torch.Tensor
-            Channel of each feature; None if feature i is channel i.
-
-        Returns
-        -------
-        torch.Tensor
-            The gated features; ``x`` itself if the gate is fully open.
+        ``dim`` is the axis of the features in ``x``, ``index`` the channel of
+        each (None if feature i is channel i), ``std`` (size,) the running
+        standard deviation of the channels.
         """
         if self.mask is None:
             return x

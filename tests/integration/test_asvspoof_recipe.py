@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "ASVspoof"
 SAMPLE_RATE = 16000
 TABLE = ROOT / "tests" / "recipes" / "ASVspoof.csv"
+GATED = "hparams/mini_resnet34_gated_all.yaml"
 
 with open(TABLE, encoding="utf-8") as table:
     ROWS = list(csv.DictReader(table))
@@ -133,7 +134,7 @@ def test_mini_learns_and_its_files_agree(corpus, tmp_path):
     """Beeps against noise: no errors; scores and compact model are right."""
     write_asv_scores(corpus)
     out = run(
-        "hparams/mini_resnet34_gated_all.yaml",
+        GATED,
         tmp_path,
         corpus,
         "--gate_layers=[]",
@@ -176,7 +177,7 @@ def test_mini_learns_and_its_files_agree(corpus, tmp_path):
 def test_one_class_and_natural_sampling(corpus, tmp_path):
     """OC-softmax trains on cosines; classes as they are in the data."""
     out = run(
-        "hparams/mini_resnet34_gated_all.yaml",
+        GATED,
         tmp_path,
         corpus,
         "--gate_layers=[]",
@@ -194,7 +195,7 @@ def test_tensorboard_has_each_epoch(corpus, tmp_path):
     """Losses, valid figures and widths."""
     pytest.importorskip("tensorboard")
     out = run(
-        "hparams/mini_resnet34_gated_all.yaml",
+        GATED,
         tmp_path,
         corpus,
         "--debug",
@@ -223,7 +224,7 @@ def test_two_processes(corpus, tmp_path):
     launcher = ["-m", "torch.distributed.run", "--standalone"]
     launcher += ["--nproc_per_node=2"]
     out = run(
-        "hparams/mini_resnet34_gated_all.yaml",
+        GATED,
         tmp_path,
         corpus,
         "--debug",
@@ -240,7 +241,7 @@ def test_two_processes(corpus, tmp_path):
 def test_finished_result_is_kept(corpus, tmp_path):
     """A second call does not train again or touch the result."""
     (tmp_path / "result.json").write_text("{}")
-    out = run("hparams/mini_resnet34_gated_all.yaml", tmp_path, corpus)
+    out = run(GATED, tmp_path, corpus)
     assert out.returncode == 0
     assert "finished" in out.stdout
     assert (tmp_path / "result.json").read_text() == "{}"
@@ -258,7 +259,9 @@ def test_finished_result_is_kept(corpus, tmp_path):
 )
 def test_wrong_values_are_clear_errors(corpus, tmp_path, override, message):
     """The error names what is wrong, and no result appears."""
-    out = run("hparams/mini_resnet34_gated_all.yaml", tmp_path, corpus, override)
+    out = run(
+        "hparams/mini_resnet34_gated_all.yaml", tmp_path, corpus, override
+    )
     assert out.returncode != 0
     assert message in out.stdout
     assert not (tmp_path / "result.json").exists()

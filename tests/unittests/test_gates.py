@@ -18,6 +18,7 @@ from speechbrain.nnet.RNN import GRU
 
 from noisegate import layers
 from noisegate.baselines.gates import HardConcreteGate
+from noisegate.compact import compact
 from noisegate.gate import NoiseGate
 from noisegate.gates import Gates, Tap, spread_ranks
 from tests.unittests import models
@@ -580,3 +581,86 @@ def test_clipping_of_gated_bands_is_a_warning(top_db, warned, caplog):
         assert "top_db" not in caplog.text
     Gates(net, front_end=features)
     assert ("top_db 80.0" in caplog.text) == warned
+
+
+def state_of(model):
+    """Parameters, buffers and own attributes of all layers."""
+    return (
+        {key: value.clone() for key, value in model.state_dict().items()},
+        {path: sorted(vars(m)) for path, m in model.named_modules()},
+    )
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_gates_can_be_taken_off(name):
+    """Outputs, state, attributes are those of the untouched model."""
+    torch.manual_seed(0)
+    model = models.MODELS[name]().eval()
+    x = torch.randn(2, 21, 80)
+    before, expected = state_of(model), model(x)
+    for _ in range(2):
+        with Gates(model, input_shape=[1, 21, 80]) as gates:
+            gates.freeze(gates.min_widths())
+            assert not torch.equal(model(x), expected)
+            with pytest.raises(ValueError, match="has gates already"):
+                Gates(model, input_shape=[1, 21, 80])
+        after = state_of(model)
+        assert before[1] == after[1]
+        assert list(before[0]) == list(after[0])
+        for key, value in before[0].items():
+            assert torch.equal(value, after[0][key])
+        assert torch.equal(model(x), expected)
+    gates.remove()  # once more does nothing
+
+
+def test_a_forward_of_the_user_comes_back():
+    """It runs while the gate is open, and is there again afterwards."""
+    net = Sequential(
+        first=Linear(n_neurons=4, input_size=3),
+        norm=torch.nn.LayerNorm(4, elementwise_affine=False),
+        last=Linear(n_neurons=1, input_size=4),
+    )
+    calls = []
+
+    def own(x):
+        calls.append(x)
+        return torch.nn.functional.layer_norm(x, x.shape[-1:])
+
+    net.norm.forward = own
+    x = torch.randn(2, 9, 3)
+    with Gates(net, input_shape=[1, 9, 3]):
+        assert net.norm.forward is not own
+        calls.clear()
+        net(x)
+        assert len(calls) == 1
+    assert net.norm.forward is own
+
+
+def test_cutting_leaves_the_gates_on():
+    """Compaction takes them off and puts them back, with what they learned."""
+    gates = models.gated("crnn")
+    gates.model.train()(torch.randn(4, 21, 80))
+    before = state_of(gates.model)
+    compact(gates)
+    after = state_of(gates.model)
+    assert before[1] == after[1] and list(before[0]) == list(after[0])
+    for key, value in before[0].items():
+        assert torch.equal(value, after[0][key])
+    taps = [tap for _, tap in gates._taps()]
+    assert all(int(tap.n_updates) == 1 for tap in taps)
+
+
+def test_the_table_of_groups():
+    """repr: a line for each group, with what depends on it, and totals."""
+    lines = repr(models.gated("crnn")).splitlines()
+    assert lines[0].split()[:3] == ["group", "role", "channels"]
+    rows = {line.split()[0]: line for line in lines[1:] if line}
+    assert rows["rnn"].endswith("read by hidden.w")
+    assert rows["out"].endswith("no gate: the output of the model")
+    assert "gated: 5 of 6 groups" in lines[-2]
+
+
+def test_another_front_end_is_an_error():
+    """Says what came."""
+    with pytest.raises(TypeError, match="Fbank, got Linear"):
+        Gates(models.crnn(), front_end=torch.nn.Linear(3, 2))

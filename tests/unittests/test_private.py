@@ -1,0 +1,50 @@
+"""What of torch is used that is not public is still there, and still needed.
+
+If one of these fails with a new torch, see noisegate/_private.py: the
+attribute has moved, or a work-around can go.
+"""
+
+import copy
+
+import torch
+from torch.nn.utils import parametrizations, parametrize
+
+from noisegate._private import forget_spectral_norm, own_class, unwrapped
+
+
+def test_spectral_norm_leaves_a_hook():
+    """It asks for what was folded, until it is forgotten."""
+    layer = torch.nn.utils.spectral_norm(torch.nn.Linear(4, 3))
+    torch.nn.utils.remove_spectral_norm(layer)
+    assert len(layer._load_state_dict_pre_hooks) == 1
+    forget_spectral_norm(layer)
+    assert not layer._load_state_dict_pre_hooks
+    layer.load_state_dict(torch.nn.Linear(4, 3).state_dict())
+
+
+def test_copies_of_parametrized_layers_share_a_class():
+    """With a class of its own, one copy does not change the other."""
+    layer = parametrizations.weight_norm(torch.nn.Linear(4, 3))
+    other = copy.deepcopy(layer)
+    assert type(layer) is type(other)
+    own_class(other)
+    parametrize.remove_parametrizations(other, "weight")
+    x = torch.randn(2, 4)
+    torch.testing.assert_close(layer(x), other(x))
+    assert not parametrize.is_parametrized(other)
+
+
+def test_compiled_modules_have_the_original():
+    """Whatever else is around it."""
+    layer = torch.nn.Linear(4, 3)
+    assert unwrapped(torch.compile(layer)) is layer
+    assert unwrapped(layer) is layer
+
+
+def test_recurrent_layers_follow_their_parameters():
+    """A parameter that is set is the one that the layer computes with."""
+    torch.manual_seed(0)
+    layer, x = torch.nn.GRU(4, 3), torch.randn(5, 2, 4)
+    before = layer(x)[0]
+    layer.weight_hh_l0 = torch.nn.Parameter(2 * layer.weight_hh_l0.detach())
+    assert not torch.equal(layer(x)[0], before)

@@ -51,8 +51,13 @@ test: check-torch style shape
 docs: venv
 	$(BIN)/mkdocs build --strict
 
+# A dense and a gated detector on the sample of real speech, side by side.
 demo: check-torch
-	cd recipes/VAD && $(BIN)/python demo.py
+	cd recipes/VAD && OMP_NUM_THREADS=1 $(BIN)/noisegate sweep \
+	hparams/crnn_gated.yaml --folder=results/demo --budgets=1,0.25 \
+	--methods=noise --jobs=2 -- --mixes_per_segment=4 --number_of_epochs=6 \
+	--freeze_epoch=4 --feature_cache=results/demo/features
+	cd recipes/VAD && $(BIN)/noisegate report results/demo
 
 sweep-demo: check-torch
 	OMP_NUM_THREADS=1 $(BIN)/noisegate sweep recipes/Synthetic/hparams/gated.yaml \

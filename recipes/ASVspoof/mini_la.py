@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Mini-LA: a small anti-spoofing corpus from any folder of speech.
 
-> python mini_la.py mini_la                                  # embedded voice
+> python mini_la.py mini_la                                  # of the sample
 > python mini_la.py mini_la --speech_folder=/path/to/speech
 > python mini_la.py mini_la --check
 
@@ -27,8 +27,7 @@ noise; 16 bits.
 ``--check`` measures what is left: it trains logistic regression on features
 that should not know the class and reports its errors (0.5 AUC is chance).
 
-The embedded voice is synthetic (see ``../VAD/embedded_corpus.py``): figures
-on it show that a pipeline works and say nothing about real speech.
+Without ``--speech_folder`` the voices are the real ones of ``../VAD/sample``.
 
 Needs ``pip install -e ".[asvspoof]"``: pyworld, and espeakng-loader for A07
 and A08, which are left out without it.
@@ -40,6 +39,7 @@ Authors
 import argparse
 import csv
 import ctypes
+import io
 import json
 import logging
 import sys
@@ -76,9 +76,13 @@ from noisegate.evaluation.files import write_atomically
 sys.path.append(str(Path(__file__).resolve().parents[1] / "VAD"))
 
 from asvspoof_prepare import SETS, read_protocol  # noqa: E402
-from embedded_corpus import draw_speaker, make_utterance, write_flac  # noqa: E402
 from vad_data import active_frames, active_rms, item_generator, read_audio  # noqa: E402
-from vad_prepare import SPEAKER_COLUMNS, energy_segments, merge_segments  # noqa: E402
+from vad_prepare import (  # noqa: E402
+    AUDIO_SUFFIXES,
+    SPEAKER_COLUMNS,
+    energy_segments,
+    merge_segments,
+)
 
 logger = get_logger(__name__)
 
@@ -90,8 +94,7 @@ SUBSETS = {
     "eval": ("E", 0.35),
 }
 SPLITS = {"train": "train", "valid": "dev", "test": "eval"}
-EMBEDDED_SPEAKERS = 30
-EMBEDDED_UTTERANCES = 6
+SAMPLE = Path(__file__).resolve().parents[1] / "VAD" / "sample" / "speech"
 # A file has a part of its utterance, so that its ends fall anywhere.
 KEPT_SHARE = (0.7, 0.95)
 MIN_FILE_S = 1.0
@@ -109,9 +112,10 @@ MAX_POLE = 0.985
 HOP = 160
 NOTE = "mini_la.json"
 # Raised when the same arguments give other files than before.
-VERSION = 1
+VERSION = 2
 MALE_VOICES = ("en-us+m1", "en-us+m2", "en-us+m3", "en-us+m5", "en-us+m7")
-FEMALE_VOICES = ("en-us+f1", "en-us+f3", "en-us+f4", "en-us+f5")
+# Not f2, f3 and f5, whose breath is another one each time
+FEMALE_VOICES = ("en-us+f1", "en-us+f4")
 SENTENCES = (
     "Please make me a small coffee with a little milk.",
     "The old ferry leaves the harbour at a quarter past nine.",
@@ -793,7 +797,7 @@ def _until_long_enough(clips, n_samples):
 
 
 # ------------------------------------------------------------------- corpus
-# An utterance is {"id", "speaker", "group", "path" (None: embedded voice)}.
+# An utterance is {"id", "speaker", "group", "path"}.
 
 
 def list_utterances(speech_folder, speakers_csv=None):
@@ -802,7 +806,7 @@ def list_utterances(speech_folder, speakers_csv=None):
     Arguments
     ---------
     speech_folder : str
-        WAV or FLAC files of bona fide speech.
+        Audio files of bona fide speech.
     speakers_csv : str
         Columns ``id`` (file name without suffix), ``speaker`` (or
         ``speaker_id``, ``speaker_cluster``), and if known ``split_group``
@@ -824,11 +828,11 @@ def list_utterances(speech_folder, speakers_csv=None):
     paths = sorted(
         path
         for path in root.rglob("*")
-        if path.suffix.lower() in (".wav", ".flac") and path.is_file()
+        if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file()
     )
     if not paths:
         raise FileNotFoundError(
-            f"speech_folder {root} has no .wav or .flac file"
+            f"speech_folder {root} has no audio file ({AUDIO_SUFFIXES})"
         )
     rows = {}
     if speakers_csv is not None:
@@ -872,19 +876,6 @@ def list_utterances(speech_folder, speakers_csv=None):
             }
         )
     return utterances
-
-
-def _embedded_utterances(n_speakers, utterances_per_speaker):
-    return [
-        {
-            "id": f"spk{s:03d}/{u:02d}",
-            "speaker": f"spk{s:03d}",
-            "group": f"spk{s:03d}",
-            "path": None,
-        }
-        for s in range(n_speakers)
-        for u in range(utterances_per_speaker)
-    ]
 
 
 def split_speakers(utterances, seed):
@@ -937,28 +928,19 @@ def split_speakers(utterances, seed):
     return subsets
 
 
-def load_clip(utterance, seed):
+def load_clip(utterance):
     """The speech of an utterance without silence, see `speech_only`.
 
     Arguments
     ---------
     utterance : dict
-        From `list_utterances`; without ``path`` it is made by the embedded
-        voice.
-    seed : int
-        Of the embedded voice.
+        From `list_utterances`.
 
     Returns
     -------
     clip : numpy.ndarray (time,)
     """
-    if utterance["path"] is None:
-        speaker = draw_speaker(item_generator(seed, utterance["speaker"]))
-        generator = item_generator(seed, utterance["id"])
-        signal, _ = make_utterance(speaker, generator)
-    else:
-        signal = read_audio(utterance["path"], sample_rate=SAMPLE_RATE)
-    return speech_only(signal)
+    return speech_only(read_audio(utterance["path"], sample_rate=SAMPLE_RATE))
 
 
 def make_mini_la(
@@ -981,13 +963,14 @@ def make_mini_la(
         Where to write. If it holds a corpus made with the same arguments,
         nothing is done.
     speech_folder : str
-        Bona fide speech, see `list_utterances`; None for the embedded voice.
+        Bona fide speech, see `list_utterances`; None for the
+        sample of recipes/VAD.
     speakers_csv : str
         See `list_utterances`.
     n_speakers : int
-        Speakers to use, at least 6; None for all, or 30 embedded ones.
+        Speakers to use, at least 6; None for all.
     utterances_per_speaker : int
-        At most this many; the embedded voice has 6 at most.
+        At most this many.
     seed : int
         Same seed, same corpus.
     num_workers : int
@@ -1033,12 +1016,8 @@ def make_mini_la(
             logger.info("%s is complete, nothing is done", folder)
             return
     if speech_folder is None:
-        utterances = _embedded_utterances(
-            n_speakers or EMBEDDED_SPEAKERS,
-            min(utterances_per_speaker, EMBEDDED_UTTERANCES),
-        )
-    else:
-        utterances = list_utterances(speech_folder, speakers_csv)
+        speech_folder, speakers_csv = SAMPLE, SAMPLE / "utterances.csv"
+    utterances = list_utterances(speech_folder, speakers_csv)
     tasks = _plan(utterances, arguments)
     write_atomically(note, json.dumps(arguments, indent=1))
     phrases_path = None
@@ -1148,7 +1127,7 @@ def _make_speaker(task, folder, phrases_path, seed):
     clips, problems = [], []
     for utterance in task["utterances"]:
         try:
-            clip = load_clip(utterance, seed)
+            clip = load_clip(utterance)
         except (OSError, ValueError) as error:
             clip = np.zeros(0)
             problems.append(str(error))
@@ -1196,7 +1175,7 @@ def _make_speaker(task, folder, phrases_path, seed):
                     clip=clips[i],
                     analysis=analyses[i],
                     rest=[clips[j] for j in good if j != i],
-                    foreign=partial(_foreign_speech, task, n_samples, seed),
+                    foreign=partial(_foreign_speech, task, n_samples),
                     f0_hz=median_f0_hz(f0_hz),
                     phrases=phrases,
                     n_samples=n_samples,
@@ -1206,13 +1185,28 @@ def _make_speaker(task, folder, phrases_path, seed):
     return task["subset"], lines, problems
 
 
-def _foreign_speech(task, n_samples, seed, generator):
+def write_flac(path, signal):
+    """Writes a file as a whole.
+
+    Arguments
+    ---------
+    path : pathlib.Path
+        The file.
+    signal : numpy.ndarray (time,)
+        What to write.
+    """
+    packed = io.BytesIO()
+    sf.write(packed, signal, SAMPLE_RATE, "PCM_16", format="FLAC")
+    write_atomically(path, packed.getvalue())
+
+
+def _foreign_speech(task, n_samples, generator):
     """Speech of another speaker of the set, a little longer than asked."""
     for k in generator.permutation(len(task["others"])):
         utterances, clips = task["others"][k], []
         for i in generator.permutation(len(utterances)):
             try:
-                clip = load_clip(utterances[i], seed)
+                clip = load_clip(utterances[i])
             except (OSError, ValueError):
                 continue  # reported where it is the utterance itself
             if len(clip) > 2 * HOP:
@@ -1354,7 +1348,7 @@ def main(arguments=None):
         ),
     )
     parser.add_argument("folder", help="where the corpus is or will be")
-    parser.add_argument("--speech_folder", help="speaker/file.{wav,flac}")
+    parser.add_argument("--speech_folder", help="speaker/file.{wav,flac,ogg}")
     parser.add_argument("--speakers_csv", help="columns id, speaker")
     parser.add_argument("--n_speakers", type=int)
     parser.add_argument("--utterances_per_speaker", type=int, default=20)

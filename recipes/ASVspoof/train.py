@@ -4,8 +4,9 @@
 > python train.py hparams/resnet34_gated.yaml --data_folder=/path/to/LA
 > python train.py hparams/mini_resnet34_gated_all.yaml   # makes its own data
 
-With --gate_layers=[] the model stays dense. The test runs on the compacted model, which is saved in <output_folder>/compact;
-figures are in <output_folder>/result.json, scores in scores.txt.
+With --gate_layers=[] the model stays dense. The test runs on the compacted
+model, which is saved in <output_folder>/compact; figures are in
+<output_folder>/result.json, scores in scores.txt.
 
 Authors
  * The noisegate developers, 2026

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Trains a voice activity detector that learns its own size.
 
-> python train.py hparams/crnn_gated.yaml --data_folder=/path/to/speech
-      --noise_folder=/path/to/noise
+> python train.py hparams/crnn_gated.yaml [--data_folder=/path/to/speech
+      --noise_folder=/path/to/noise]
 
-With --gate_layers=[] the model stays dense. The test runs on the compacted model,
-which is saved in <output_folder>/compact; figures are in
+With --gate_layers=[] the model stays dense. The test runs on the compacted
+model, which is saved in <output_folder>/compact; figures are in
 <output_folder>/result.json.
 
 Authors

@@ -15,10 +15,9 @@ with noise at known signal-to-noise ratios; the mixing itself is done by
     ``{train,dev,eval}/session_0/session_0_mixture.wav``. The sessions are
     noisy already, so nothing is added and the ratio is unknown.
 ``barista_esc10``
-    A folder with ``utterances.csv``, ``segments.csv`` and ``flac/<id>.flac``,
-    and a noise folder with ``clips.csv`` and ``flac/<id>.flac``.
-``embedded``
-    The generated corpus of ``embedded_corpus.py``, made if it is missing.
+    A folder with ``utterances.csv``, ``segments.csv`` and audio files
+    ``<id>.flac``, and a noise folder with ``clips.csv`` and ``<id>.flac``. The
+    sample that comes with the recipe has this form (``<id>.ogg``).
 ``folders``
     Any folder of clean speech and any folder of noise.
 
@@ -62,7 +61,6 @@ LAYOUTS = (
     "vctk_esc50",
     "libriparty",
     "barista_esc10",
-    "embedded",
     "folders",
 )
 SPLITS = ("train", "valid", "test")
@@ -148,7 +146,7 @@ def prepare_vad(
     data_folder : str
         Speech, see the list of layouts above.
     noise_folder : str
-        Noise; None for ``data_folder`` (libriparty, embedded).
+        Noise; None for ``data_folder`` (libriparty).
     save_folder : str
         Where the arguments are noted (``vad_prepare.json``).
     train_annotation : str
@@ -234,10 +232,6 @@ def prepare_vad(
     if layout == "auto":
         layout = detect_layout(root, noise_root)
         logger.info("Layout of the data: %s", layout)
-    if layout == "embedded" and not (root / "corpus.json").is_file():
-        from embedded_corpus import make_corpus
-
-        make_corpus(root)
     for name, folder in (("data_folder", root), ("noise_folder", noise_root)):
         if not folder.is_dir():
             raise FileNotFoundError(f"{name} {folder} is not a folder")
@@ -368,8 +362,6 @@ def detect_layout(root, noise_root):
     -------
     layout : str
     """
-    if (root / "corpus.json").is_file():
-        return "embedded"
     if _libriparty_prefix(root) is not None:
         return "libriparty"
     is_vctk = any(
@@ -400,21 +392,13 @@ def _list_files(
         utterances_csv = root / "utterances.csv"
         segments_csv = root / "segments.csv"
         noise_csv = noise_root / "clips.csv"
-    elif layout == "embedded":
-        utterances_csv = root / "utterances.csv"
-        segments_csv = root / "segments.csv"
-        noise_csv = root / "noise.csv"
     elif root.resolve() == noise_root.resolve():
         raise ValueError(
             f"noise_folder is {noise_root}, the same as data_folder: expected "
             "a folder of noise without speech"
         )
-    speech_folder, noise_folder = root, noise_root
-    if layout == "embedded":
-        speech_folder, noise_folder = root / "speech", root / "noise"
-        noise_root = root
-    utterances = _list_speech(root, speech_folder, utterances_csv, segments_csv)
-    return utterances, _list_noise(noise_root, noise_folder, noise_csv)
+    utterances = _list_speech(root, root, utterances_csv, segments_csv)
+    return utterances, _list_noise(noise_root, noise_root, noise_csv)
 
 
 def _find_audio(root, folder):

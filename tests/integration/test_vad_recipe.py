@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,6 @@ ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "VAD"
 sys.path.insert(0, str(RECIPE))
 
-from embedded_corpus import make_corpus  # noqa: E402
 
 from tests.integration.events import scalars  # noqa: E402
 
@@ -29,12 +29,42 @@ DDP = [
 ]
 
 
+SAMPLE = RECIPE / "sample"
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """A small generated corpus."""
-    folder = tmp_path_factory.mktemp("corpus") / "embedded"
-    make_corpus(str(folder), n_speakers=6, utterances_per_speaker=2)
+    """A part of the sample: some speakers and noises of each split."""
+    folder = tmp_path_factory.mktemp("corpus") / "sample"
+    for name, table, n_rows in (
+        ("speech", "utterances.csv", 4),
+        ("noise", "clips.csv", 2),
+    ):
+        (folder / name / "ogg").mkdir(parents=True)
+        with open(SAMPLE / name / table, newline="", encoding="utf-8") as fin:
+            rows = list(csv.DictReader(fin))
+        kept = [
+            row
+            for split in ("train", "valid", "test")
+            for row in [r for r in rows if r["split"] == split][:n_rows]
+        ]
+        write_rows(folder / name / table, kept)
+        for row in kept:
+            file = f"{name}/ogg/{row['id']}.ogg"
+            shutil.copy(SAMPLE / file, folder / file)
+    ids = {path.stem for path in (folder / "speech" / "ogg").iterdir()}
+    with open(SAMPLE / "speech/segments.csv", encoding="utf-8") as fin:
+        rows = [row for row in csv.DictReader(fin) if row["id"] in ids]
+    write_rows(folder / "speech" / "segments.csv", rows)
     return folder
+
+
+def write_rows(path, rows):
+    """Writes a CSV."""
+    with open(path, "w", newline="", encoding="utf-8") as out:
+        writer = csv.DictWriter(out, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def run(hparams, output, corpus, *overrides, launcher=()):
@@ -44,8 +74,8 @@ def run(hparams, output, corpus, *overrides, launcher=()):
         *launcher,
         "train.py",
         str(hparams),
-        f"--data_folder={corpus}",
-        "--layout=embedded",
+        f"--data_folder={corpus / 'speech'}",
+        f"--noise_folder={corpus / 'noise'}",
         f"--output_folder={output}",
         "--noprogressbar",
         *overrides,
@@ -180,9 +210,9 @@ def test_wrong_values_are_clear_errors(corpus, tmp_path, override, message):
 
 def test_unreadable_audio_is_named_before_training(corpus, tmp_path):
     """A truncated file stops the run, or is left out if asked for."""
-    broken = tmp_path / "embedded"
+    broken = tmp_path / "sample"
     subprocess.run(["cp", "-r", str(corpus), str(broken)], check=True)
-    victim = sorted(broken.glob("**/*.flac"))[0]
+    victim = sorted(broken.glob("speech/**/*.ogg"))[0]
     victim.write_bytes(victim.read_bytes()[:50])
     out = run("hparams/crnn_gated.yaml", tmp_path / "a", broken, "--debug")
     assert out.returncode != 0 and victim.name in out.stdout

@@ -30,6 +30,7 @@ from noisegate.evaluation.files import (
     markdown_table,
     write_atomically,
 )
+from noisegate.evaluation.methods import derive
 
 ROOT = Path(__file__).parents[1]
 HPARAMS = ROOT / "recipes" / "VAD" / "hparams"
@@ -37,11 +38,13 @@ RESULTS = ROOT / "benchmarks" / "results"
 FRAMES, BATCH = 401, 16
 
 
-def load(name, device, **overrides):
-    """Loads a recipe's YAML without its data."""
-    overrides = {"data_folder": "none", **overrides}
-    with open(HPARAMS / f"{name}.yaml", encoding="utf-8") as fin:
-        loaded = load_hyperpyyaml(fin, overrides)
+NAMES = {"crnn": "CRNN", "transformer": "Transformer"}
+
+
+def load(model, device, method="noise"):
+    """Loads a recipe's YAML for a method of sweeps."""
+    text = (HPARAMS / f"{model}_gated.yaml").read_text(encoding="utf-8")
+    loaded = load_hyperpyyaml(derive(text, method))
     loaded["model"].to(device)
     return loaded
 
@@ -103,11 +106,11 @@ def step_times(model, rounds, device):
     torch.manual_seed(0)
     x = torch.randn(BATCH, FRAMES, 80, device=device)
     y = (torch.rand(BATCH, FRAMES, device=device) > 0.5).float()
-    plain = train_step(load(model, device), x, y)
-    gated = train_step(load(f"{model}_gated", device), x, y)
-    halves = train_step(load(f"{model}_gated", device), x, y)
-    stochastic = train_step(load(f"{model}_stochastic", device), x, y)
-    fixed = load(f"{model}_gated", device)
+    plain = train_step(load(model, device, "dense"), x, y)
+    gated = train_step(load(model, device), x, y)
+    halves = train_step(load(model, device), x, y)
+    stochastic = train_step(load(model, device, "hard_concrete"), x, y)
+    fixed = load(model, device)
     fixed["complexity_loss"].freeze()
     frozen = train_step(fixed, x, y)
     return compare(
@@ -127,7 +130,7 @@ def step_times(model, rounds, device):
 def latencies(model, rounds, device):
     """Inference: compacted model against one built with these sizes."""
     torch.manual_seed(0)
-    hparams = load(f"{model}_gated", device)
+    hparams = load(model, device)
     hparams["complexity_loss"].freeze()
     cut, features = compact(hparams["gates"])
     with tempfile.TemporaryDirectory() as folder:
@@ -136,7 +139,7 @@ def latencies(model, rounds, device):
         )
         with open(f"{folder}/compact/hyperparams.yaml") as fin:
             built = load_hyperpyyaml(fin)["model"].to(device).eval()
-    dense = load(model, device)["model"].eval()
+    dense = load(model, device, "dense")["model"].eval()
     bands = hparams["gates"]["features"].integer_width()
     x = torch.randn(1, FRAMES, 80, device=device)
     narrow = x[..., :bands].contiguous()
@@ -154,9 +157,6 @@ def latencies(model, rounds, device):
 
 def write_table(readme):
     """Writes the figures on disk into the block "speed" of a Markdown file."""
-    sys.path.insert(0, str(HPARAMS.parent))
-    from report import NAMES
-
     rows = []
     for path in sorted(RESULTS.glob("speed_*.json")):
         report = json.loads(path.read_text(encoding="utf-8"))

@@ -61,7 +61,7 @@ def main():
         print(f"{what}: {n} of {limit}")
         if n > limit:
             wrong.append(f"{what}: {n} is more than {limit}")
-    sys.exit("\n".join(wrong))
+    sys.exit("\n".join(wrong) or 0)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,12 @@ import copy
 import io
 import json
 import os
+import re
 import shutil
+import sys
 import tempfile
 import types
+from pathlib import Path
 
 import ruamel.yaml
 import speechbrain as sb
@@ -240,11 +243,25 @@ def _expression(name, module, originals):
     return written
 
 
+def _own_files(text):
+    """Files beside the recipe that a YAML takes classes from."""
+    found = []
+    for name in sorted(set(re.findall(r"!new:(\w+)\.", text))):
+        module = sys.modules.get(name)
+        path = Path(getattr(module, "__file__", None) or "")
+        alone = path.suffix == ".py" and not hasattr(module, "__path__")
+        if alone and "site-packages" not in path.parts:
+            found.append(path)
+    return found
+
+
 def save_compact(folder, modules, header="", originals=None, **values):
     """Saves plain modules as weights and a YAML that builds them.
 
     The folder has the form that SpeechBrain's ``Pretrained.from_hparams``
-    reads. It is written under another name first and moved into place.
+    reads. A file beside the recipe that defines a network is copied into it:
+    with the folder on ``sys.path`` it loads by SpeechBrain alone. It is written
+    under another name first and moved into place.
 
     Arguments
     ---------
@@ -304,10 +321,10 @@ def save_compact(folder, modules, header="", originals=None, **values):
         for name in loaded:
             state = modules[name].state_dict()
             torch.save(state, os.path.join(part, name + ".ckpt"))
-        with open(
-            os.path.join(part, "hyperparams.yaml"), "w", encoding="utf-8"
-        ) as out:
-            out.write("\n".join(lines) + "\n")
+        text = "\n".join(lines) + "\n"
+        Path(part, "hyperparams.yaml").write_text(text, encoding="utf-8")
+        for file in _own_files(text):
+            shutil.copy(file, part)
         os.chmod(part, 0o755)
         os.rename(part, folder)
     except BaseException:

@@ -1,10 +1,15 @@
 """The networks: published sizes, uneven channels, padding, gradients."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from models import AASIST, LFCC, ResNet34, masked_statistics
 from speechbrain.lobes.features import Fbank
 
+from noisegate.compact import save_compact
 from tests.unittests.referee import count_macs
 
 
@@ -204,3 +209,36 @@ def test_lfcc_against_its_definition():
     logs = torch.log(power.T @ bank.double() + 1e-6)
     expected = torch.from_numpy(dct(logs.numpy(), norm="ortho"))
     assert torch.allclose(feats.double(), expected, atol=1e-2)
+
+
+def test_a_folder_of_an_own_network_loads_without_noisegate(tmp_path):
+    """It carries the file of the network; another process, another folder."""
+    torch.manual_seed(0)
+    model = ResNet34(channels=[4, 6, 8, 8]).eval()
+    folder = tmp_path / "compact"
+    save_compact(str(folder), {"model": model})
+    assert (folder / "models.py").is_file()
+    x = torch.randn(2, 50, 24)
+    torch.save((x, model(x).detach()), tmp_path / "expected.pt")
+    code = """if True:
+        import sys
+        sys.modules["noisegate"] = None  # as if it were not installed
+        import torch
+        from speechbrain.inference.interfaces import Pretrained
+
+        class Loaded(Pretrained):
+            MODULES_NEEDED = ["model"]
+
+        sys.path.append("compact")
+        loaded = Loaded.from_hparams("compact", savedir="compact")
+        x, expected = torch.load("expected.pt")
+        assert torch.equal(loaded.mods.model(x), expected)
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr

@@ -15,7 +15,7 @@ asvspoof = [
     "scikit-learn",
     "confidence-intervals",
 ]
-report = ["plotly==7.*"]
+report = ["plotly==7.*", "jinja2"]
 onnx = ["onnx", "onnxruntime", "onnxscript"]
 baselines = ["torch-pruning==1.6.*"]
 docs = ["mkdocs", "mkdocstrings[python]"]
@@ -40,7 +40,7 @@ setup(
     ],
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["noisegate", "noisegate.*"]),
-    package_data={"noisegate": ["version.txt"]},
+    package_data={"noisegate": ["version.txt", "evaluation/*.jinja"]},
     entry_points={"console_scripts": ["noisegate=noisegate.cli:main"]},
     # torch and torchaudio must come from the same release: SpeechBrain
     # imports torchaudio, whose binary part links against torch's.

@@ -9,8 +9,10 @@ Authors
 
 import functools
 import html
+import importlib
 import io
 import os
+from pathlib import Path
 
 from matplotlib.figure import Figure
 
@@ -24,40 +26,37 @@ from noisegate.evaluation.files import (
 from noisegate.evaluation.results import SweepFolder, figures, summarize
 from noisegate.evaluation.sections import SECTIONS
 
-_STYLE = """body { font: 16px/1.5 sans-serif; margin: 2em auto; color: #222;
-padding: 0 1em; max-width: 1100px } div.table { overflow-x: auto }
-table { border-collapse: collapse; font-size: 14px; margin: 1em 0 }
-th, td { padding: .25em .8em; border-bottom: 1px solid #ddd; text-align: left;
-white-space: nowrap; font-variant-numeric: tabular-nums }
-th { border-bottom: 2px solid #888 } pre { overflow-x: auto; padding: 1em;
-background: #f5f5f5; font-size: 13px } div.plot { min-height: 520px }"""
+_TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 
-def _to_html(block):
-    kind, *parts = block
-    if kind == "table":
-        head = "".join(f"<th>{html.escape(x)}</th>" for x in parts[0])
-        body = "".join(
-            "<tr>"
-            + "".join(f"<td>{html.escape(x)}</td>" for x in row)
-            + "</tr>\n"
-            for row in parts[1]
-        )
-        table = f"<table>\n<tr>{head}</tr>\n{body}</table>"
-        return f'<div class="table">{table}</div>'
-    if kind == "plot":
-        plot = parts[1].to_html(
-            full_html=False,
-            include_plotlyjs=False,
-            auto_play=False,
-            div_id=parts[0],
-            # No button that uploads the figure
-            config={"displaylogo": False, "responsive": True}
-            | {"showSendToCloud": False, "plotlyServerURL": ""},
-        )
-        return f'<div class="plot">{plot}</div>'
-    tag = {"title": "h1", "heading": "h2", "text": "p", "code": "pre"}[kind]
-    return f"<{tag}>{html.escape(parts[0])}</{tag}>"
+def _to_html(title, blocks):
+    """The page: all of it is in the template, and escaped there."""
+    import jinja2
+    import markupsafe
+    from plotly.offline import get_plotlyjs
+
+    # No button that uploads the figure
+    config = {"displaylogo": False, "responsive": True}
+    config |= {"showSendToCloud": False, "plotlyServerURL": ""}
+    shown = []
+    for kind, content, *more in blocks:
+        if kind == "plot":
+            content = markupsafe.Markup(
+                more[0].to_html(
+                    full_html=False,
+                    include_plotlyjs=False,
+                    auto_play=False,
+                    div_id=content,
+                    config=config,
+                )
+            )
+        shown.append((kind, content, more[0] if more else None))
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    plotly = markupsafe.Markup(get_plotlyjs())
+    return template.render(title=title, blocks=shown, plotly=plotly) + "\n"
 
 
 def _to_markdown(block):
@@ -172,13 +171,14 @@ def write_report(
             text = markdown_table(headings, table)
             fill_blocks(readme, **{block or sweep.folder.name: text})
         return sweep.folder / "cells.jsonl"
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError:
-        raise ImportError(
-            "the report needs plotly: pip install "
-            "'speechbrain-noisegate[report]'"
-        )
+    for name in ("jinja2", "plotly"):
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            raise ImportError(
+                f"the report needs {name}: pip install "
+                "'speechbrain-noisegate[report]'"
+            )
     data = SweepResults(sweep, metric, published)
     plan = sweep.plan
     title = f"{plan['recipe']}, {plan['hparams']}: trade-off of a sweep"
@@ -207,16 +207,10 @@ def write_report(
         shown = f"![Trade-off curves]({place})"
         tables = "\n\n".join([shown, *tables])
         fill_blocks(readme, **{block or sweep.folder.name: tables})
-    body = "\n".join(_to_html(block) for block in blocks)
-    page = (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n"
-        f"<script>{get_plotlyjs()}</script>\n</head>\n<body>\n{body}\n"
-        "</body>\n</html>\n"
-    )
     text = [_to_markdown(block) for block in blocks]
     text.insert(2, "![Trade-off curves](curves.png)")
     text = "\n\n".join(text) + "\n"
     write_atomically(sweep.folder / "report.md", text)
+    page = _to_html(title, blocks)
     write_atomically(sweep.folder / "report.html", page)
     return sweep.folder / "report.html"

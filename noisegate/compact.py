@@ -301,8 +301,8 @@ def save_compact(folder, modules, header="", originals=None, **values):
             lines.append(f"{key}: {_scalar(value)}")
     for name, module in modules.items():
         lines += _expression(name, module, originals or {})
-        if isinstance(module, sb.lobes.features.Fbank):
-            top_db = _scalar(module.compute_fbanks.top_db)
+        if rule_of(module).in_front:
+            top_db = _scalar(rule_of(module).top_db)
             lines += [
                 f"__{name}_top_db: !apply:setattr",
                 f"    [!ref <{name}.compute_fbanks>, top_db, {top_db}]",

@@ -189,6 +189,7 @@ class Gates(collections.abc.Mapping):
         self.reorders = reorder
         self._gates = {}
         self._parts = []  # (group, what is on its layers)
+        wished = []  # all are made before one is put on
         for group, pattern, options in self._select(layers):
             options = dict(options)
             wanted = options.pop("granularity", granularity)
@@ -198,16 +199,16 @@ class Gates(collections.abc.Mapping):
             except (TypeError, ValueError) as error:
                 where = f"layers: '{pattern}', " if pattern else ""
                 raise ValueError(f"{where}'{group.name}': {error}") from error
+            wished.append((group, made))
+        for group, made in wished:
             self._attach(group, made)
-        if FEATURES in self._gates:
-            top_db = rule_of(front_end).top_db
-            if top_db < _DB:
-                logger.warning(
-                    "The filterbank clips each mel band relative to the "
-                    f"loudest one (top_db {top_db}), which may be cut: the cut "
-                    "model then differs where that happens. Set "
-                    "compute_fbanks.top_db to 300"
-                )
+        if FEATURES in self and rule_of(front_end).top_db < _DB:
+            logger.warning(
+                "The filterbank clips each mel band relative to the loudest "
+                f"one (top_db {rule_of(front_end).top_db}), which may be cut: "
+                "the cut model then differs where that happens. Set "
+                "compute_fbanks.top_db to 300"
+            )
         self._hook = None
         if self._gates:
             self._hook = model.register_forward_pre_hook(self._refresh)

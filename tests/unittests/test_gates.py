@@ -664,3 +664,13 @@ def test_another_front_end_is_an_error():
     """Says what came."""
     with pytest.raises(TypeError, match="Fbank, got Linear"):
         Gates(models.crnn(), front_end=torch.nn.Linear(3, 2))
+
+
+def test_options_that_do_not_fit_leave_the_model_alone():
+    """All gates are made before one is put on."""
+    model = models.crnn()
+    before = state_of(model)
+    options = {"conv1": {}, "hidden": {"granularity": 5}}
+    with pytest.raises(ValueError, match="granularity must divide"):
+        Gates(model, input_shape=[1, 21, 80], layers=options)
+    assert before[1] == state_of(model)[1]

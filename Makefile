@@ -39,10 +39,11 @@ shape: venv
 
 # The core's properties, in some three minutes.
 quick: check-torch
-	$(BIN)/python -m pytest -q --doctest-modules -m "not slow" noisegate \
+	$(BIN)/python -m pytest -q --doctest-modules noisegate/rules noisegate/*.py \
 	tests/unittests/test_gate.py tests/unittests/test_rules.py \
 	tests/unittests/test_groups.py tests/unittests/test_gates.py \
-	tests/unittests/test_cost.py tests/unittests/test_compact.py
+	tests/unittests/test_cost.py tests/unittests/test_compact.py \
+	tests/unittests/test_trial.py tests/unittests/test_private.py
 
 test: check-torch style shape
 	$(BIN)/python -m pytest -q --doctest-modules noisegate tests

@@ -43,11 +43,12 @@ setup(
     package_data={"noisegate": ["version.txt", "evaluation/*.jinja"]},
     entry_points={"console_scripts": ["noisegate=noisegate.cli:main"]},
     # torch and torchaudio must come from the same release: SpeechBrain
-    # imports torchaudio, whose binary part links against torch's.
+    # imports torchaudio, whose binary part links against torch's. SpeechBrain
+    # 1.1.2 asks for 2.7.1; 2.11 is the last release of torchaudio.
     install_requires=[
         "speechbrain==1.1.*",
-        "torch==2.11.*",
-        "torchaudio==2.11.*",
+        "torch>=2.7.1,<2.12",
+        "torchaudio>=2.7.1,<2.12",
         "hyperpyyaml",
         "sentencepiece",
         "soundfile",

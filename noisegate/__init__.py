@@ -34,6 +34,8 @@ class _Package(types.ModuleType):
     """Finds public names in the modules that define them."""
 
     def __getattr__(self, name):
+        if name == "rules":
+            return importlib.import_module("noisegate.rules")
         if name not in _PUBLIC:
             raise AttributeError(f"module 'noisegate' has no '{name}'")
         module = importlib.import_module(f"noisegate.{_PUBLIC[name]}")
@@ -45,7 +47,7 @@ class _Package(types.ModuleType):
             super().__setattr__(name, value)
 
     def __dir__(self):
-        return sorted({*super().__dir__(), *_PUBLIC})
+        return sorted({*super().__dir__(), *_PUBLIC, "rules"})
 
 
 sys.modules[__name__].__class__ = _Package

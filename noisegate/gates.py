@@ -419,12 +419,12 @@ def _table(gates):
         row = (group.name, group.role, size, *limits, *depends, note)
         (locked_rows if gate is None else open_rows).append(row)
     rows = [(*header, "share", ""), *open_rows, *locked_rows]
-    widths = [max(len(str(row[i])) for row in rows) for i in range(7)]
+    widths = [max(len(str(x)) for x in column) for column in zip(*rows)]
+    sides = [str.ljust] * 2 + [str.rjust] * 5 + [str.ljust]
     lines = []
     for row in rows:
-        cells = [str(x).ljust(n) for x, n in zip(row[:2], widths)]
-        cells += [str(x).rjust(n) for x, n in zip(row[2:7], widths[2:])]
-        lines.append("  ".join([*cells, row[7]]).rstrip())
+        cells = [side(str(x), n) for side, x, n in zip(sides, row, widths)]
+        lines.append("  ".join(cells).rstrip())
     least, full = gates.min_widths(), cost.macs_per_second()
     smallest = cost.macs_per_second(least)
     lines += [

@@ -15,6 +15,7 @@ import io
 import json
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -138,6 +139,7 @@ def _load(place):
     path = place / "compact" / "hyperparams.yaml"
     if not path.exists():
         raise ValueError(f"{place} has no cut model (compact/hyperparams.yaml)")
+    sys.path.insert(0, str(path.parent))  # files of the recipe's networks
     try:
         with open(path, encoding="utf-8") as fin:
             hparams = load_hyperpyyaml(fin)
@@ -146,6 +148,8 @@ def _load(place):
             f"{path} cannot be built, is the folder of the recipe on "
             f"PYTHONPATH? {error}"
         ) from error
+    finally:
+        sys.path.remove(str(path.parent))
     shapes = hparams.get("input_shape")
     if not isinstance(shapes, dict) or "segment_s" not in hparams:
         raise ValueError(

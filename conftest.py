@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+# Programs, which do something when they are imported
+collect_ignore = ["tests/shape.py", "tests/case_names.py"]
+
 
 def pytest_addoption(parser):
     """Adds ``--device``, spelled as in SpeechBrain."""

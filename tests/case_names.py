@@ -52,7 +52,6 @@ class Moved(types.ModuleType):
 
 
 for old in MOVED:
-    importlib.import_module("noisegate")
     try:
         present = importlib.import_module(f"noisegate.{old}")
     except ModuleNotFoundError:

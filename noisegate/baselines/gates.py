@@ -315,7 +315,7 @@ class FixedWidths(ComplexityLoss):
     def _rescale(self):
         """Initial weights as in layers that are as small as the open part."""
         gates = self.gates
-        keep = {n: gate.open_channels() for n, gate in gates.items()}
+        keep = gates.open_channels()
         for (path, role), kept in kept_features(gates.groups, keep).items():
             if role not in ("in", "hidden"):
                 continue

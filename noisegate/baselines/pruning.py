@@ -350,7 +350,7 @@ class _PrunedCopy:
             ) from error
         self.gates = gates
         self.model, _ = compact(gates)
-        keep = {n: gate.open_channels() for n, gate in gates.items()}
+        keep = gates.open_channels()
         kept = kept_features(gates.groups, keep)
         # By path and role: features of the full model that are left
         self.left = {key: index.tolist() for key, index in kept.items()}

@@ -201,33 +201,33 @@ class SweepFolder:
 
     def gather(self):
         """Takes cells that have finished here into the two files."""
-        rows, members = {}, {}
+        lines, finished = [], []
         known = {*self.cells, *(cell for cell, _ in self._kept.values())}
         for cell in sorted(known, key=lambda cell: cell.order):
             if not self.finished(cell.name):
                 continue
             settings = {"settings": self.plan, **self.result(cell.name)}
             row = {**settings, **dataclasses.asdict(cell)}
-            rows[cell.name] = json.dumps(row)
-            trials = self.trials(cell.name)
-            if trials.exists():
-                members[f"{cell.name}.txt"] = trials.read_text(encoding="utf-8")
-        text = "".join(f"{line}\n" for line in rows.values())
-        if rows and self._changed("cells.jsonl", text.encode()):
-            packed = io.BytesIO()
-            with zipfile.ZipFile(packed, "w", zipfile.ZIP_LZMA) as store:
-                for name, trials in members.items():
+            lines.append(json.dumps(row) + "\n")
+            finished.append(cell.name)
+        path, text = self.folder / "cells.jsonl", "".join(lines)
+        if not lines or path.exists() and path.read_bytes() == text.encode():
+            return
+        packed, n_members = io.BytesIO(), 0
+        with zipfile.ZipFile(packed, "w") as store:
+            for name in finished:
+                trials = self.trials(name)
+                if trials.exists():
+                    n_members += 1
                     # Without a date, so that equal trials make equal files
                     store.writestr(
-                        zipfile.ZipInfo(name), trials, zipfile.ZIP_LZMA
+                        zipfile.ZipInfo(f"{name}.txt"),
+                        trials.read_text(encoding="utf-8"),
+                        zipfile.ZIP_LZMA,
                     )
-            if members:
-                write_atomically(self.folder / "trials.zip", packed.getvalue())
-            write_atomically(self.folder / "cells.jsonl", text)
-
-    def _changed(self, name, content):
-        path = self.folder / name
-        return not path.exists() or path.read_bytes() != content
+        if n_members:
+            write_atomically(self.folder / "trials.zip", packed.getvalue())
+        write_atomically(path, text)
 
 
 _FIELDS = dataclasses.fields(Cell)
@@ -427,18 +427,22 @@ def spread(values):
 
     Arguments
     ---------
-    values : list of float
-        The values, at least one.
+    values : iterable of float
+        The values.
 
     Returns
     -------
     str
+        "-" if there are none.
 
     Example
     -------
     >>> spread([1.0, 2.0, 3.0])
     '2 ± 1'
     """
+    values = list(values)
+    if not values:
+        return "-"
     text = f"{statistics.mean(values):.3g}"
     # statistics.stdev fails where a figure is not finite
     if len(values) > 1 and all(map(math.isfinite, values)):

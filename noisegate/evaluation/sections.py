@@ -21,19 +21,9 @@ from noisegate.evaluation.curves import area, hypervolume, monotonicity, pareto
 from noisegate.evaluation.files import without_paths
 from noisegate.evaluation.latency import latency_note
 from noisegate.evaluation.metrics import roc_points
+from noisegate.evaluation.results import spread
 from noisegate.evaluation.scores import read_trials
 from noisegate.evaluation.section_widths import epochs, macs, widths
-
-
-def _spread(values):
-    """Mean and standard deviation as text."""
-    values = list(values)
-    if not values:
-        return "-"
-    spread = ""
-    if len(values) > 1 and all(map(math.isfinite, values)):
-        spread = f" ± {stdev(values):.2g}"
-    return f"{mean(values):.3g}{spread}"
 
 
 def _tradeoff(data):
@@ -334,7 +324,7 @@ def _breakdown(data):
                 data.values(group, f"test {figure} {condition}").values()
                 for condition in conditions
             ]
-            rows.append([f"{group[1]:g}", group[0], *map(_spread, values)])
+            rows.append([f"{group[1]:g}", group[0], *map(spread, values)])
         yield "text", f"{figure} (test), mean ± standard deviation over seeds:"
         yield "table", ["budget", "method", *conditions], rows
 

@@ -85,8 +85,9 @@ class CellRule(LayerRule):
             name: parameter * factor
             for name, parameter in self._named("weight_hh")
         }
+        first = self._first()
         for name, parameter in self._named("weight_ih"):
-            if name not in self._first():
+            if name not in first:
                 parameters[name] = parameter * factor.repeat(self.directions)
         return weights.run(parameters, args, kwargs)
 

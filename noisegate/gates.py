@@ -22,7 +22,7 @@ from noisegate.groups import (
     not_silent,
     unknown_layers,
 )
-from noisegate.probe import evaluating
+from noisegate.probe import FORWARD_ERRORS, evaluating
 from noisegate.rules.base import rule_of
 from noisegate.rules.features import FEATURES
 from noisegate.trial import lock_inexact
@@ -60,7 +60,7 @@ def _shortened(model, inputs):
     try:
         with evaluating(model), torch.random.fork_rng():
             model(*shorter)
-    except RuntimeError:  # needs more, or as many as there were
+    except FORWARD_ERRORS:  # needs more, or as many as there were
         return inputs
     return shorter
 

@@ -22,6 +22,7 @@ Authors
 
 import collections
 import contextlib
+import dataclasses
 import itertools
 import math
 
@@ -48,7 +49,9 @@ _MAX_SINGLE = 128
 
 
 def tensors(value):
-    """Returns all tensors (list) in nested lists, tuples and dicts."""
+    """Returns all tensors (list) in nested lists, dicts and dataclasses."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = [getattr(value, f.name) for f in dataclasses.fields(value)]
     if torch.is_tensor(value):
         return [value]
     if isinstance(value, torch.nn.utils.rnn.PackedSequence):

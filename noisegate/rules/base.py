@@ -283,6 +283,9 @@ def select(module, name, axis, index):
     selected = parameter.detach().index_select(axis, index).clone()
     if isinstance(parameter, torch.nn.Parameter):
         selected = torch.nn.Parameter(selected, parameter.requires_grad)
+    elif name in dict(module.named_buffers(recurse=False)):
+        # Saved from now on: a constructor would make its full size
+        module.register_buffer(name, selected)
     setattr(module, name, selected)
 
 

@@ -1,8 +1,13 @@
 """The trial cut: what is not exact is locked with its reason, the rest not."""
 
+import copy
+import dataclasses
+
 import pytest
 import torch
 
+import noisegate
+from noisegate.compact import final_sizes
 from noisegate.groups import find_groups
 from noisegate.probe import FORWARD_ERRORS
 from noisegate.trial import lock_inexact, relative_difference
@@ -27,6 +32,11 @@ class Chain(nn.Module):
 def counted(x):
     """Depends on the number of channels."""
     return x + x.shape[-1]
+
+
+def divided(x):
+    """The same; relative to the bias of the next layer it weighs little."""
+    return x / x.shape[-1]
 
 
 def reshaped(x):
@@ -56,6 +66,7 @@ def locked(between):
     "between, reason",
     [
         (counted, "not exact when cut: the output changes by"),
+        (divided, "not exact when cut: the output changes by"),
         (reshaped, "not exact when cut: RuntimeError"),
         (asserting, "not exact when cut: AssertionError: eight are needed"),
     ],
@@ -99,3 +110,94 @@ def test_differences():
     for others in ([x], [x, x[:1]]):
         with pytest.raises(ValueError):
             relative_difference([x, x], others)
+
+
+@dataclasses.dataclass
+class Output:
+    """As models of transformers return it."""
+
+    scores: torch.Tensor
+
+
+class Returning(nn.Module):
+    """Scales by the number of channels and returns what ``how`` makes."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 4)
+        self.how = how
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        return self.how(self.last(x * x.shape[-1] ** -0.5))
+
+
+def as_complex(y):
+    """Returns complex numbers."""
+    return torch.complex(y[..., :2], y[..., 2:])
+
+
+@pytest.mark.parametrize("how", [Output, as_complex])
+def test_all_outputs_are_compared(how):
+    with pytest.raises(ValueError, match="not exact when cut: the output"):
+        noisegate.Gates(Returning(how), input_shape=[1, 9, 6])
+
+
+def test_integers_alone_tell_nothing():
+    model = Returning(lambda y: y.argmax(-1))
+    with pytest.raises(ValueError, match="no real or complex numbers"):
+        noisegate.Gates(model, input_shape=[1, 9, 6])
+
+
+def test_features_in_a_dataclass_are_the_output():
+    groups = find_groups(Returning(Output), [torch.rand(1, 9, 6)])
+    reasons = {group.name: group.locked_reason for group in groups}
+    assert reasons["last"] == "the output of the model"
+
+
+class Asserting(nn.Module):
+    """Takes 100 frames only."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+        self.error = error
+
+    def forward(self, x):
+        if x.shape[1] != 100:
+            raise self.error(f"expected 100 frames, got {x.shape[1]}")
+        return self.net(x)
+
+
+@pytest.mark.parametrize("error", [AssertionError, ValueError, RuntimeError])
+def test_model_of_one_length_is_probed_at_it(error):
+    gates = noisegate.Gates(Asserting(error), input_shape=[1, 100, 6])
+    assert list(gates) == ["net.0"]
+
+
+class Positions(nn.Module):
+    """Adds a buffer along the channels."""
+
+    def __init__(self, persistent):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+        draw = torch.Generator().manual_seed(0)
+        positions = torch.randn(20, 8, generator=draw)
+        self.register_buffer("positions", positions, persistent=persistent)
+
+    def forward(self, x):
+        return self.last((self.first(x) + self.positions[: x.shape[1]]).relu())
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_buffers_along_channels_are_cut_and_saved(persistent):
+    model, x = Positions(persistent), torch.rand(2, 9, 6)
+    fresh = copy.deepcopy(model)
+    gates = noisegate.Gates(model, input_shape=[1, 9, 6])
+    gates["first"].reorder(torch.rand(8))
+    gates.freeze({"first": 3})
+    small, _ = noisegate.compact(gates)
+    loaded = noisegate.shrink(fresh, final_sizes(gates, small)).eval()
+    loaded.load_state_dict(small.state_dict())
+    torch.testing.assert_close(small(x), model.eval()(x))
+    assert torch.equal(loaded(x), small(x))

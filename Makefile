@@ -43,7 +43,8 @@ quick: check-torch
 	tests/unittests/test_gate.py tests/unittests/test_rules.py \
 	tests/unittests/test_groups.py tests/unittests/test_gates.py \
 	tests/unittests/test_cost.py tests/unittests/test_compact.py \
-	tests/unittests/test_trial.py tests/unittests/test_private.py
+	tests/unittests/test_trial.py tests/unittests/test_private.py \
+	tests/unittests/test_calls.py
 
 test: check-torch style shape
 	$(BIN)/python -m pytest -q --doctest-modules noisegate tests

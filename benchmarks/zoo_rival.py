@@ -160,7 +160,6 @@ def _unread(model, group, names):
             rank[closed] = 2
             gate.rank.copy_(rank.argsort(stable=True).argsort())
             gate.freeze(n_channels - len(closed))
-            gate.eval().refresh()
             masked = Masked(rule)
             layer.add_module("masked", masked)
             masked.add("norm", gate, None)
@@ -212,7 +211,6 @@ def _ours(tool, model, inputs, gates, result):
         width = width // step * step
         gate = NoiseGate(group.size, 1 / group.size, step)
         gate.freeze(max(step, width))
-        gate.eval().refresh()
         masked = detached_copy(model)
         attach(masked, group, gate)
         expected = _run(masked, inputs)

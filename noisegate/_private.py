@@ -44,6 +44,12 @@ def own_class(module):
     module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
 
 
+def recomputing():
+    """Returns whether a backward pass is going on in this thread: a layer
+    that runs then is run again, by ``torch.utils.checkpoint``."""
+    return torch._C._current_graph_task_id() != -1
+
+
 def unwrapped(module):
     """Returns the module inside the wrappers of DDP and ``torch.compile``.
 

@@ -16,6 +16,7 @@ import functools
 
 import torch
 
+from noisegate._private import recomputing
 from noisegate.gate import Gate
 from noisegate.rules.base import OwnForward, rule_of
 from noisegate.rules.features import FEATURES
@@ -65,9 +66,11 @@ class Tap(torch.nn.Module):
 
     def forward(self, x):
         """Returns the features that the layer is about to read, gated."""
-        if self.training and self.gate.frozen is None:
+        # Checkpointed layers run again for the backward pass: in the same way
+        if self.training and self.gate.frozen is None and not recomputing():
             self._update_statistics(x)
-        if self.gate.mask is None:
+        self.gate.ran = self.gate.ran or self.training
+        if self.gate.is_open(self.training):
             return x
         if self.where is None:
             return self._mix(x)
@@ -75,7 +78,8 @@ class Tap(torch.nn.Module):
         return x.index_copy(self.dim, self.where, self._mix(part))
 
     def _mix(self, x):
-        return self.gate.mix(x, self.variance.sqrt(), self.dim, self.index)
+        std = self.variance.sqrt()
+        return self.gate.mix(x, std, self.training, self.dim, self.index)
 
     def _per_channel(self, values):
         """Sums values of features (features,) up to those of channels."""
@@ -152,10 +156,9 @@ class Masked(torch.nn.Module):
         """Returns how much each feature of a role counts (size,)."""
         total = torch.ones(size, dtype=like.dtype, device=like.device)
         for own, gate, index in self._gates:
-            weights = gate.channel_weights()
-            if own != role or weights is None:
+            if own != role or gate.is_open(self.training):
                 continue
-            weights = weights.to(total)
+            weights = gate.channel_weights(self.training).to(total)
             if index is not None:
                 index = index.to(total.device)
                 weights = torch.where(index < 0, 1.0, weights[index])
@@ -165,7 +168,7 @@ class Masked(torch.nn.Module):
     def tied(self, role, size):
         """The same for features whose width follows that of the gate."""
         gate = next(gate for own, gate, _ in self._gates if own == role)
-        return gate.tied_weights(size)
+        return gate.tied_weights(size, self.training)
 
     def run(self, parameters, args, kwargs):
         """Runs the layer's own forward with some parameters replaced."""
@@ -174,7 +177,7 @@ class Masked(torch.nn.Module):
 
 def _run(masked, *args, **kwargs):
     """The forward of a layer with a :class:`Masked`."""
-    if all(gate.mask is None for _, gate, _ in masked._gates):
+    if all(gate.is_open(masked.training) for _, gate, _ in masked._gates):
         return masked._own[0].own(*args, **kwargs)
     return masked.rule.masked(masked, args, kwargs)
 
@@ -208,8 +211,7 @@ def has_gates(model):
 def attach(model, group, gate):
     """Puts a gate where the channels of a group appear.
 
-    Returns what was put on, a list of :class:`Part` in order. Who calls the
-    model has to call ``refresh`` of the gate before.
+    Returns what was put on, a list of :class:`Part` in order.
     """
     parts = []
 

@@ -185,10 +185,17 @@ class GatedBrain(sb.Brain):
                 "--jit cannot script gated layers; use --compile, or --jit "
                 "with the compacted model"
             )
+        if self.data_parallel_backend and self.gates:
+            raise ValueError(
+                "--data_parallel_backend runs copies of the layers, in which "
+                "gates do not act; use torchrun (DistributedDataParallel)"
+            )
         self.random_state = RandomState()
         self._epoch = None
+        self._unreached = set()  # gates without a gradient, as was warned
         self._steps_per_epoch = None
         self._term_added = False
+        self._fed = False
         self._compacted = False
         self._steps = None
         self._cut = {}  # names of what was cut in self.modules
@@ -360,6 +367,8 @@ class GatedBrain(sb.Brain):
         if stage != sb.Stage.TRAIN:
             return
         self._epoch = epoch
+        self._fed = False
+        self.gates.watch()
         # A run resumed within an epoch has done this already
         if self.step > 0 or self.gates.frozen or not self.gates:
             return
@@ -382,6 +391,7 @@ class GatedBrain(sb.Brain):
         """See ``sb.Brain.on_fit_batch_start``."""
         self.random_state.restore()
         self._term_added = False
+        self._fed = True
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         """See ``sb.Brain.on_fit_batch_end``; steps the dual variable."""
@@ -394,6 +404,14 @@ class GatedBrain(sb.Brain):
             raise RuntimeError(
                 "on_stage_start must call super().on_stage_start(stage, epoch)"
             )
+        unreached = set(self.gates.unreached()) - self._unreached
+        if unreached:
+            self._unreached |= unreached
+            logger.warning(
+                "No gradient of the task loss reached the gates of "
+                f"{sorted(unreached)}, though their layers ran (under no_grad, "
+                "or detached?): their widths follow the complexity alone"
+            )
         if should_step and not self.gates.frozen:
             self.gates.clamp()
             if self.optimizer_step % _REORDER_STEPS == 0:
@@ -405,6 +423,13 @@ class GatedBrain(sb.Brain):
         """See ``sb.Brain.on_stage_end``; writes the history of the widths."""
         # A run may resume behind the last batch of an epoch
         self.random_state.restore()
+        idle = self.gates.idle()
+        if stage == sb.Stage.TRAIN and self._fed and idle:
+            raise RuntimeError(
+                f"the layers that read {idle} did not run in training epoch "
+                f"{epoch}: nothing is learned of their widths. Leave them out "
+                "(gates: layers) or call them in compute_forward"
+            )
         folder = getattr(self.hparams, "output_folder", None)
         if stage == sb.Stage.VALID and folder and if_main_process():
             line = json.dumps({"epoch": epoch, **self.gate_stats()})

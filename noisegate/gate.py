@@ -42,7 +42,10 @@ class Gate(torch.nn.Module):
     channels of rank 0 .. K - 1. At first the rank is the index; it can be
     changed with :meth:`reorder`.
 
-    Subclasses give :meth:`width`, :meth:`refresh` and :meth:`set_width`.
+    What a gate does is a function of its state, and of ``training``: whether
+    the layer where it acts is in training mode. Evaluation and frozen gates
+    keep channels or not, nothing in between, and draw nothing. Subclasses
+    give :meth:`width`, :meth:`set_width` and what training does.
 
     Arguments
     ---------
@@ -76,7 +79,9 @@ class Gate(torch.nn.Module):
         # Integer width after freezing, -1 before
         self.register_buffer("frozen_width", torch.tensor(-1))
         self._frozen = None  # the same as a Python int, read once
-        self.mask = None
+        # Since they were last set to False: whether a layer in training mode
+        # ran, whether it asked for the width, whether a gradient came back
+        self.ran = self.asked = self.reached = False
 
     @property
     def frozen(self):
@@ -85,14 +90,9 @@ class Gate(torch.nn.Module):
             self._frozen = int(self.frozen_width)
         return None if self._frozen < 0 else self._frozen
 
-    def __getstate__(self):
-        # Copies do not take what belongs to one forward pass
-        return {**self.__dict__, "mask": None, "edge": None}
-
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)
         self._frozen = None
-        self.mask = None
 
     def width(self):
         """Returns the differentiable width, a scalar in [min_width, size]."""
@@ -152,55 +152,62 @@ class Gate(torch.nn.Module):
             n_open, device=self.rank.device
         )
 
-    def refresh(self):
-        """Prepares the gate for one forward pass: called by the model.
+    def is_hard(self, training):
+        """Returns whether channels are kept or not, nothing in between."""
+        return not training or self.frozen is not None
 
-        Sets ``mask`` (size,), the factor of each channel, or None if all
-        channels are fully open.
-        """
-        raise NotImplementedError
+    def is_open(self, training):
+        """Returns whether all channels are fully open."""
+        if self.is_hard(training):
+            return self.integer_width() == self.size
+        return False
 
-    def _refresh_hard(self):
-        """The mask of evaluation and of frozen gates: 0 or 1."""
-        width = self.integer_width()
-        if width == self.size:
-            self.mask = None
-        else:
-            self.mask = (self.order() < width).to(torch.float32)
-
-    def channel_weights(self):
-        """Returns the share (size,) of each channel that counts, or None.
+    def channel_weights(self, training):
+        """Returns the share (size,) of each channel that counts.
 
         Used where a layer combines channels without reading them one by one:
         normalization statistics, recurrent and attention weights.
-        Differentiable; None if all are 1.
+        Differentiable in training.
         """
-        return self.mask
+        return (self.order() < self.integer_width()).to(torch.float32)
 
-    def tied_weights(self, n):
+    def tied_weights(self, n, training):
         """Returns the weights (n,) of n other channels, e.g. the dimensions
         of an attention head, whose width follows this gate's: the first n *
-        width / size of them are open. None if all are."""
-        if self.mask is None:
-            return None
-        hard = self.frozen is not None or not self.training
+        width / size of them are open."""
+        hard = self.is_hard(training)
         width = self.integer_width() if hard else self.width()
         ranks = torch.arange(n, device=self.rank.device)
         return (width * (n / self.size) - ranks).clamp(0, 1)
 
-    def mix(self, x, std, dim=-1, index=None):
+    def mix(self, x, std, training, dim=-1, index=None):
         """Returns gated features; ``x`` itself if the gate is fully open.
 
         ``dim`` is the axis of the features in ``x``, ``index`` the channel of
         each (None if feature i is channel i), ``std`` (size,) the running
         standard deviation of the channels.
         """
-        if self.mask is None:
+        if self.is_open(training):
             return x
-        mask = self.mask if index is None else self.mask[index]
+        return self._scale(x, self.channel_weights(training), dim, index)
+
+    @staticmethod
+    def _scale(x, weights, dim, index):
+        weights = weights if index is None else weights[index]
         shape = [1] * x.dim()
         shape[dim] = -1
-        return x * mask.to(x.dtype).view(shape)
+        return x * weights.to(x).view(shape)
+
+    def watched(self, value):
+        """Returns a value of the gate that a layer in training computes with,
+        and notes whether a gradient reaches it."""
+        self.asked = True
+        if value.requires_grad:
+            value.register_hook(self._note_gradient)
+        return value
+
+    def _note_gradient(self, gradient):
+        self.reached = True
 
 
 class NoiseGate(Gate):
@@ -233,12 +240,10 @@ class NoiseGate(Gate):
     -------
     >>> gate = NoiseGate(size=4)
     >>> x, std = torch.ones(2, 3, 4), torch.ones(4)
-    >>> gate.refresh()
-    >>> torch.equal(gate.mix(x, std), x)
+    >>> torch.equal(gate.mix(x, std, training=True), x)
     True
-    >>> _ = gate.freeze(2)
-    >>> gate.refresh()
-    >>> gate.mix(x, std)[0, 0].tolist()
+    >>> gate.freeze(2)
+    >>> gate.mix(x, std, training=True)[0, 0].tolist()
     [1.0, 1.0, 0.0, 0.0]
     """
 
@@ -249,7 +254,6 @@ class NoiseGate(Gate):
         self.ramp = float(ramp)
         # One element, not a scalar: weight decay spares vectors only
         self.kappa = torch.nn.Parameter(torch.ones(1))
-        self.edge = None
 
     def width(self):
         """Returns K = kappa * size, bounded, differentiable."""
@@ -270,34 +274,36 @@ class NoiseGate(Gate):
         """Sets the width, a number in [min_width, size]."""
         self.kappa.fill_(width / self.size)
 
-    def refresh(self):
-        """Finds the channels at the edge; see the base class."""
-        self.edge = None
-        if not self.training or self.frozen is not None:
-            return self._refresh_hard()
-        gate = (self.width() - self.rank - 1) / self.ramp + 1
+    def is_open(self, training):
+        """See the base class."""
+        if self.is_hard(training):
+            return super().is_open(training)
+        return float(self.kappa.detach()) >= 1
+
+    def _edge(self):
+        """The mask (size,) of training, and of the channels between open and
+        closed: which (n,), their gates (n,), whether each channel is one."""
+        width = self.watched(self.width())
+        gate = (width - self.rank - 1) / self.ramp + 1
         partial = (gate > 0) & (gate < 1)
-        if bool((gate >= 1).all()):
-            self.mask = None
-            return
-        self.mask = (gate >= 1).to(torch.float32)
         edge = partial.nonzero().flatten()
-        if len(edge):
-            self.edge = (edge, gate[edge], partial)
+        return (gate >= 1).to(torch.float32), edge, gate[edge], partial
 
-    def channel_weights(self):
+    def channel_weights(self, training):
         """See the base class; those at the edge count by their gates g."""
-        if self.mask is None or self.edge is None:
-            return self.mask
-        edge, gate, _ = self.edge
-        return self.mask.index_add(0, edge, gate)
+        if self.is_hard(training):
+            return super().channel_weights(training)
+        mask, edge, gate, _ = self._edge()
+        return mask.index_add(0, edge, gate)
 
-    def mix(self, x, std, dim=-1, index=None):
+    def mix(self, x, std, training, dim=-1, index=None):
         """Zeroes closed features, mixes noise into those at the edge."""
-        y = super().mix(x, std, dim, index)
-        if self.mask is None or self.edge is None:
+        if self.is_hard(training) or self.is_open(training):
+            return super().mix(x, std, training, dim, index)
+        mask, edge, gate, partial = self._edge()
+        y = self._scale(x, mask, dim, index)
+        if not len(edge):
             return y
-        edge, gate, partial = self.edge
         if index is not None:
             features = partial[index].nonzero().flatten()
             channels = index[features]

@@ -10,6 +10,7 @@ import math
 
 import torch
 from speechbrain.utils.logger import get_logger
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from noisegate.attach import Tap, attach, has_gates
 from noisegate.cost import CostModel
@@ -48,8 +49,23 @@ def spread_ranks(size):
     return torch.argsort(torch.argsort(torch.tensor(reversed_index)))
 
 
+def _layers_run(model, inputs):
+    """The modules (set) that a pass of the model calls."""
+    called = set()
+    hook = register_module_forward_pre_hook(
+        lambda module, args: called.add(module)
+    )
+    try:
+        with evaluating(model), torch.random.fork_rng():
+            model(*inputs)
+    finally:
+        hook.remove()
+    return called
+
+
 def _shortened(model, inputs):
-    """A shorter example, if the model takes it: probing is faster."""
+    """A shorter example, if the model takes it in the same way: probing is
+    faster."""
     if len(inputs) > 1 or not torch.is_tensor(inputs[0]):
         return inputs
     # Axis 1 is of the frames of features, or of the samples of waveforms
@@ -58,11 +74,10 @@ def _shortened(model, inputs):
         return inputs
     shorter = [inputs[0][:, :shortest]]
     try:
-        with evaluating(model), torch.random.fork_rng():
-            model(*shorter)
+        same = _layers_run(model, shorter) == _layers_run(model, inputs)
     except FORWARD_ERRORS:  # needs more, or as many as there were
         return inputs
-    return shorter
+    return shorter if same else inputs
 
 
 def _matches(group, pattern):
@@ -165,7 +180,8 @@ class Gates(collections.abc.Mapping):
                 )
             example = [torch.zeros(1, round(segment_s * sample_rate))]
         elif input_shape is not None:
-            example = [torch.zeros(input_shape)]
+            dtype = next((p.dtype for p in model.parameters()), None)
+            example = [torch.zeros(input_shape, dtype=dtype)]
         elif example is None:
             raise ValueError(
                 "Gates needs one of front_end or input_shape or example"
@@ -182,7 +198,7 @@ class Gates(collections.abc.Mapping):
         self.groups = find_groups(model, inputs, front_end)
         self.unknown = unknown_layers(model, self.groups)
         if layers is None or layers:
-            lock_inexact(model, self.groups, inputs)
+            lock_inexact(model, self.groups, inputs, not_silent(whole))
         self.cost = CostModel(model, self.groups, example, segment_s, front_end)
         if layers is None or layers:
             self.cost.fit_products(model, self.groups, whole)
@@ -209,9 +225,7 @@ class Gates(collections.abc.Mapping):
                 "the cut model then differs where that happens. Set "
                 "compute_fbanks.top_db to 300"
             )
-        self._hook = None
-        if self._gates:
-            self._hook = model.register_forward_pre_hook(self._refresh)
+        self._attached = True
 
     def __getitem__(self, name):
         """The gate of a group."""
@@ -292,12 +306,10 @@ class Gates(collections.abc.Mapping):
 
         Weights keep what they have learned.
         """
-        if self._hook is None:
-            return
-        self._hook.remove()
-        self._hook = None
-        for _, part in reversed(self._parts):
-            part.take()
+        if self._attached:
+            for _, part in reversed(self._parts):
+                part.take()
+        self._attached = False
 
     def __enter__(self):
         """Returns the gates, which are taken off at the end of the block."""
@@ -309,7 +321,7 @@ class Gates(collections.abc.Mapping):
 
     def plain_copy(self):
         """Returns a deep copy of the model without gates."""
-        attached = self._hook is not None
+        attached = self._attached
         self.remove()
         try:
             copy = detached_copy(self.model)
@@ -317,16 +329,12 @@ class Gates(collections.abc.Mapping):
             if attached:
                 for _, part in self._parts:
                     part.put()
-                self._hook = self.model.register_forward_pre_hook(self._refresh)
+            self._attached = attached
         return copy
 
     def __repr__(self):
         """The table of the groups."""
         return _table(self)
-
-    def _refresh(self, model, args):
-        for gate in self.values():
-            gate.refresh()
 
     def _taps(self):
         """Names of groups and taps."""
@@ -368,6 +376,24 @@ class Gates(collections.abc.Mapping):
         """Brings gate parameters back into their bounds, after a step."""
         for gate in self.values():
             gate.clamp()
+
+    def watch(self):
+        """Begins to note which gates are used, see :meth:`idle`."""
+        for gate in self.values():
+            gate.ran = gate.asked = gate.reached = False
+
+    def idle(self):
+        """Returns the names (list) of gates whose layers have not run in
+        training since :meth:`watch`."""
+        return [name for name, gate in self.items() if not gate.ran]
+
+    def unreached(self):
+        """Returns the names (list) of gates that layers in training have used
+        since the last call, but that no gradient has reached."""
+        names = [k for k, gate in self.items() if gate.asked > gate.reached]
+        for gate in self.values():
+            gate.asked = gate.reached = False
+        return names
 
     def weight_energies(self):
         """Returns the sums of the squared weights that read each channel:

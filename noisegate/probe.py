@@ -76,18 +76,18 @@ def evaluating(model):
             layer.training = mode
 
 
-def _map(function, value):
+def map_tensors(function, value):
     """Applies a function to all floating point tensors in a value."""
     if torch.is_tensor(value):
         return function(value) if value.is_floating_point() else value.clone()
     if isinstance(value, torch.nn.utils.rnn.PackedSequence):
         return value._replace(data=function(value.data))
     if isinstance(value, dict):
-        return {key: _map(function, item) for key, item in value.items()}
+        return {key: map_tensors(function, item) for key, item in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_map(function, item) for item in value))
+        return type(value)(*(map_tensors(function, item) for item in value))
     if isinstance(value, (list, tuple)):
-        return type(value)(_map(function, item) for item in value)
+        return type(value)(map_tensors(function, item) for item in value)
     return value
 
 
@@ -161,7 +161,7 @@ class Probe:
                 self._run()
         finally:
             for path, rule in self.rules.items():
-                del rule.layer.__dict__["forward"]
+                vars(rule.layer).pop("forward", None)
                 if saved[path] is not None:
                     rule.layer.forward = saved[path]
 
@@ -202,7 +202,7 @@ class Probe:
         self._seen = {}
         self._n_disturbed = 0
         torch.manual_seed(1)
-        inputs = _map(torch.clone, self.inputs)
+        inputs = map_tensors(torch.clone, self.inputs)
         kept = {}
         for place, select in self._selected.items():
             if place == (FEATURES, "out"):
@@ -250,14 +250,16 @@ class Probe:
                     values = torch.rand(x.shape, generator=draw)
                     return (0.5 + values).to(x)
 
-                output = _map(stand_in, original(*args, **kwargs))
+                output = map_tensors(stand_in, original(*args, **kwargs))
                 self._stand_ins[key] = output
                 if path not in self.called:
                     self.called.append(path)
-                return _map(torch.clone, output)
+                return map_tensors(torch.clone, output)
             if self._stage == "baseline":
-                self._clean[key] = [_map(torch.clone, x) for _, x in read]
-                return _map(torch.clone, self._stand_ins[key])
+                self._clean[key] = [
+                    map_tensors(torch.clone, x) for _, x in read
+                ]
+                return map_tensors(torch.clone, self._stand_ins[key])
             if key not in self._stand_ins:
                 raise RuntimeError("the number of calls of a layer changes")
             select = None
@@ -270,7 +272,7 @@ class Probe:
                         seen = self._seen.get((path, role), False)
                         self._seen[path, role] = where.cpu() | seen
                         select = where
-            output = _map(torch.clone, self._stand_ins[key])
+            output = map_tensors(torch.clone, self._stand_ins[key])
             if rule.makes:
                 select = self._selected.get((path, "out"))
             if select is None:
@@ -286,7 +288,7 @@ class Probe:
             n_copies = math.prod(shape) // len(select)
             return self._disturb(x, select.repeat(n_copies).view(shape))
 
-        return rule.map_output(lambda part: _map(disturb, part), output)
+        return rule.map_output(lambda part: map_tensors(disturb, part), output)
 
     def _reached(self, selected):
         """What the selected channels reach, and whether the output."""

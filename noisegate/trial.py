@@ -9,19 +9,26 @@ Authors
  * The noisegate developers, 2026
 """
 
+import contextlib
 import copy
 import math
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from noisegate.attach import attach
 from noisegate.cut import cut, detached_copy, kept_features
 from noisegate.gate import NoiseGate
-from noisegate.probe import FORWARD_ERRORS, tensors
+from noisegate.probe import FORWARD_ERRORS, evaluating, map_tensors, tensors
 from noisegate.rules.features import FEATURES
 
-_TOLERANCE = 2e-5  # of float32 sums over some layers, relative to the output
+# Of sums over some layers, relative to the output
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5}
 MAX_NOISE = 1e-3  # of models that draw random numbers in evaluation
+_REFERENCE = (
+    "A function that was put on the model (a forward, a hook) keeps a "
+    "reference to it: make it a method of a module"
+)
 
 
 def relative_difference(expected, made):
@@ -50,6 +57,8 @@ def relative_difference(expected, made):
             raise ValueError(f"an output of shape {shapes}")
         if x.is_complex():
             x, y = torch.view_as_real(x), torch.view_as_real(y)
+        if not x.is_floating_point():
+            x, y = (x != y).double(), torch.zeros(())
         if x.numel():
             scale = x.masked_fill(x.isinf(), 0).abs().max().clamp(min=1e-6)
             gap = (x - y).abs().masked_fill(x == y, 0)  # inf - inf is NaN
@@ -58,18 +67,80 @@ def relative_difference(expected, made):
     return float(torch.stack([x.float() for x in differences]).max())
 
 
-def lock_inexact(model, groups, inputs):
+class TrialError(Exception):
+    """Masked and cut models cannot be compared."""
+
+
+class _Doubles(TorchFunctionMode):
+    """Lets a copy of a model compute in float64, whatever its code asks for.
+
+    Raises TrialError if the copy computes with a tensor of the original: it
+    is no copy then.
+    """
+
+    _DTYPES = dict.fromkeys(
+        (torch.float16, torch.bfloat16, torch.float32), torch.float64
+    )
+    _CASTS = dict.fromkeys(
+        (torch.Tensor.half, torch.Tensor.bfloat16, torch.Tensor.float),
+        torch.Tensor.double,
+    )
+
+    def __init__(self, original, dtype):
+        super().__init__()
+        self.original = original
+        self.dtype = dtype
+        named = [*original.named_parameters(), *original.named_buffers()]
+        self.names = {id(tensor): name for name, tensor in named}
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        for value in tensors([args, kwargs]):
+            if id(value) in self.names:
+                raise TrialError(
+                    f"a copy of {type(self.original).__name__} computes with "
+                    f"'{self.names[id(value)]}' of the original. {_REFERENCE}"
+                )
+        if self.dtype is torch.float64:
+            function = self._CASTS.get(function, function)
+            args = [self._wider(x) for x in args]
+            kwargs = {key: self._wider(x) for key, x in kwargs.items()}
+        return function(*args, **kwargs)
+
+    def _wider(self, value):
+        if isinstance(value, torch.dtype):
+            return self._DTYPES.get(value, value)
+        return value
+
+    @contextlib.contextmanager
+    def computing(self):
+        """Sets the default type, too."""
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(self.dtype)
+        try:
+            with self:
+                yield
+        finally:
+            torch.set_default_dtype(before)
+
+
+def lock_inexact(model, groups, inputs, whole):
     """Locks the groups whose cut model does not equal the masked one.
 
     All groups, and every second of them, are cut at once to random widths, all
     to their smallest ones too; if that is not exact, one after the other.
 
     The model is plain and is not changed, the groups are: ``locked_reason``
-    and ``min_width``. Raises ValueError if the model draws so many random
-    numbers in evaluation, or puts out NaN, that nothing can be compared.
+    and ``min_width``. ``inputs`` are its arguments, ``whole`` the same at the
+    length that the user has asked for. Raises ValueError if the model draws
+    so many random numbers in evaluation, or puts out NaN, that nothing can be
+    compared, or if it cannot be copied.
     """
-    trial = _Trial(model, inputs)
-    _lock(trial, [group for group in groups if group.locked_reason is None])
+    try:
+        trial = _Trial(model, inputs, whole)
+        _lock(trial, [group for group in groups if group.locked_reason is None])
+    except TrialError as error:
+        raise ValueError(str(error)) from error
 
 
 def _lock(trial, free):
@@ -97,82 +168,154 @@ def _lock(trial, free):
             group.locked_reason = f"not exact when cut with others: {failure}"
 
 
+def _check_copy(model, inputs):
+    """Raises TrialError if a copy of a model computes something else."""
+    name, twin = type(model).__name__, detached_copy(model)
+    # Not what a function on the model may have kept from the last pass
+    inputs = map_tensors(lambda x: 0.9 * x, inputs)
+
+    def run(copied):
+        torch.manual_seed(0)
+        return tensors(copied(*copy.deepcopy(inputs)))
+
+    with evaluating(model), evaluating(twin), torch.random.fork_rng():
+        try:
+            expected = run(model)
+        except FORWARD_ERRORS:  # does not take such values
+            return
+        try:
+            difference = relative_difference(expected, run(twin))
+        except FORWARD_ERRORS as error:
+            raise TrialError(f"a copy of {name} fails. {_REFERENCE}") from error
+    if difference > MAX_NOISE:
+        raise TrialError(
+            f"a copy of {name} returns something else than the model "
+            f"(difference {difference:.1g}, relative). {_REFERENCE}"
+        )
+
+
 class _Trial:
     """Compares masked and cut copies of a model with random parameters."""
 
-    def __init__(self, model, inputs):
-        self.inputs = inputs
+    def __init__(self, model, inputs, whole):
         self.device = next(model.parameters()).device
+        _check_copy(model, inputs)
+        try:
+            self._prepare(model, inputs, torch.float64)
+        except FORWARD_ERRORS:  # code that computes in one type only
+            self._prepare(model, inputs, torch.float32)
+        with torch.random.fork_rng():
+            self.inputs = self._variants(inputs, whole)
+
+    def _prepare(self, model, inputs, dtype):
+        self.doubles = _Doubles(model, dtype)
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.model = detached_copy(model).eval()
+            if dtype is torch.float64:
+                self.model.double()
             self._randomise()
             outputs = [self._run(self.model, inputs, seed) for seed in (0, 1)]
         # A model may draw random numbers in evaluation too
         self.noise = relative_difference(*outputs)
         if math.isnan(self.noise):
-            raise ValueError(
+            raise TrialError(
                 f"{type(model).__name__} puts out NaN for parameters drawn at "
                 "random: it cannot be told whether cutting is exact"
             )
         if self.noise > MAX_NOISE:
-            raise ValueError(
+            raise TrialError(
                 f"the output of {type(model).__name__} in evaluation mode "
                 f"changes by {self.noise:.1g} (relative) from one pass to the "
                 "next: with so much randomness it cannot be told whether "
                 "cutting is exact"
             )
 
+    def _variants(self, inputs, whole):
+        """The inputs, and those of the model's own kind that it takes: two at
+        once, some of the length, all of the length asked for."""
+        variants = [inputs]
+        batches = [x.shape[0] if x.dim() else 0 for x in tensors(inputs)]
+        if set(batches) == {1} and all(map(torch.is_tensor, inputs)):
+            variants.append([torch.cat([x, x.flip(-1)]) for x in inputs])
+        if len(inputs) == 1 and variants[1:] and inputs[0].dim() > 1:
+            n_frames = inputs[0].shape[1]
+            variants.append([inputs[0][:, : n_frames - n_frames // 3]])
+        if tensors(whole)[0].shape != tensors(inputs)[0].shape:
+            variants.append(whole)
+        taken = []
+        for variant in variants:
+            try:
+                self._run(self.model, variant)
+                taken.append(variant)
+            except FORWARD_ERRORS:  # its own limits
+                pass
+        return taken
+
     @torch.no_grad()
     def _randomise(self):
-        """Makes channels differ: initial values hide wrong cuts."""
+        """Makes channels differ and no branch weak: initial values, such as
+        scales of 1e-6, zeros, nearly uniform attention, hide wrong cuts."""
         for parameter in self.model.parameters():
-            if parameter.dim() == 1:
+            if parameter.numel() == max(parameter.shape, default=1):
                 parameter.add_(0.3 * torch.randn_like(parameter))
-            elif not parameter.any():
-                parameter.normal_(std=0.1)
+            elif parameter.numel():
+                least = (parameter.shape[0] / parameter.numel()) ** 0.5
+                std = parameter.std()
+                if std == 0:
+                    parameter.add_(least * torch.randn_like(parameter))
+                elif std < least:
+                    parameter.mul_(least / std)
         for module in self.model.modules():
             if getattr(module, "running_var", None) is not None:
                 module.running_mean.normal_(std=0.3)
                 module.running_var.uniform_(0.5, 1.5)
 
-    @staticmethod
     @torch.no_grad()
-    def _run(model, inputs, seed=0):
+    def _run(self, model, inputs, seed=0):
         torch.manual_seed(seed)
-        outputs = tensors(model(*copy.deepcopy(inputs)))
-        compared = [x for x in outputs if x.is_floating_point()]
-        compared += [x for x in outputs if x.is_complex()]
-        if not compared:
-            raise ValueError(
+        inputs = map_tensors(
+            lambda x: x.to(self.doubles.dtype), copy.deepcopy(inputs)
+        )
+        with self.doubles.computing():
+            outputs = tensors(model(*inputs))
+        if not any(x.is_floating_point() or x.is_complex() for x in outputs):
+            raise TrialError(
                 f"{type(model).__name__} returns no real or complex numbers: "
                 "it cannot be told whether cutting is exact. Gate the model "
                 "that makes its scores"
             )
-        return compared
+        if self.doubles.dtype is torch.float64:
+            return outputs
+        # Integers, such as codes, may have ties
+        return [x for x in outputs if x.is_floating_point() or x.is_complex()]
 
     def failure(self, groups):
         """Returns why cutting some groups is not exact, or None if it is."""
         # At the smallest widths a wrong channel may be hidden, or a stream be
         # constant; where all are cut, one that is wrong alone
-        draws = [groups, groups, groups[::2], groups[1::2]]
-        for seed, cut_groups in enumerate([groups, *filter(None, draws)]):
+        draws = [groups, groups, groups, groups[::2], groups[1::2]]
+        for seed, cut_groups in enumerate(draws):
+            if not cut_groups:
+                continue
+            inputs = self.inputs[-seed % len(self.inputs)]
             try:
                 with torch.random.fork_rng():
                     torch.manual_seed(seed)
                     difference, noise = self._cut_and_compare(
-                        cut_groups, smallest=seed == 0
+                        cut_groups, inputs, smallest=seed == 0
                     )
             except torch.OutOfMemoryError:
                 raise
             except FORWARD_ERRORS as error:
                 first = (str(error).splitlines() or [""])[0]
                 return f"{type(error).__name__}: {first}"
-            if not difference <= _TOLERANCE + 4 * noise:
+            limit = _TOLERANCE[self.doubles.dtype] + 4 * noise
+            if not difference <= limit:
                 return f"the output changes by {difference:.1g} (relative)"
         return None
 
-    def _cut_and_compare(self, groups, smallest):
+    def _cut_and_compare(self, groups, inputs, smallest):
         masked = detached_copy(self.model)
         keep = {}
         for group in groups:
@@ -184,22 +327,20 @@ class _Trial:
             width = int(torch.randint(least, most + 1, ())) * step
             gate.min_width = min(gate.min_width, width)
             gate.freeze(width)
-            gate.to(self.device).refresh()
+            gate.to(self.device)
             attach(masked, group, gate)
             keep[group.name] = gate.open_channels()
         small = cut(detached_copy(self.model), kept_features(groups, keep))
-        inputs = list(self.inputs)
+        fewer = list(inputs)
         if FEATURES in keep:
-            inputs[0] = inputs[0].index_select(-1, keep[FEATURES])
-        expected = self._run(masked, self.inputs)
+            fewer[0] = fewer[0].index_select(-1, keep[FEATURES])
+        expected = self._run(masked, inputs)
         noise = self.noise
         if noise:
             # Random numbers weigh more where the output, a score perhaps, is
             # small by chance
-            others = (
-                self._run(masked, self.inputs, seed) for seed in (1, 2, 3)
-            )
+            others = (self._run(masked, inputs, seed) for seed in (1, 2, 3))
             noise = max(
                 noise, *(relative_difference(expected, x) for x in others)
             )
-        return relative_difference(expected, self._run(small, inputs)), noise
+        return relative_difference(expected, self._run(small, fewer)), noise

@@ -26,13 +26,18 @@ class _DrawnGate(Gate):
     def __init__(self, size, kappa_min, granularity, start):
         super().__init__(size, kappa_min, granularity)
         self.location = torch.nn.Parameter(torch.full((size,), start))
+        self._noise = None  # (version of the parameter, numbers (size,))
 
     def _open(self, location):
         """Probability that a gate is not zero."""
         raise NotImplementedError
 
-    def _draw(self):
-        """Draws the gates (size,)."""
+    def _numbers(self):
+        """Draws random numbers (size,)."""
+        raise NotImplementedError
+
+    def _draw(self, noise):
+        """Gates (size,) for random numbers."""
         raise NotImplementedError
 
     def width(self):
@@ -70,11 +75,15 @@ class _DrawnGate(Gate):
             low, high = (shift, high) if total < width else (low, shift)
         self.location.add_(shift)
 
-    def refresh(self):
-        """Draws the gates of one forward pass; see the base class."""
-        if not self.training or self.frozen is not None:
-            return self._refresh_hard()
-        self.mask = self._draw()
+    def channel_weights(self, training):
+        """See the base class. All layers of one training step have the same
+        gates: new ones are drawn when the parameter was changed."""
+        if self.is_hard(training):
+            return super().channel_weights(training)
+        version = self.location._version
+        if self._noise is None or self._noise[0] != version:
+            self._noise = version, self._numbers()
+        return self.watched(self._draw(self._noise[1]))
 
 
 class HardConcreteGate(_DrawnGate):
@@ -112,8 +121,7 @@ class HardConcreteGate(_DrawnGate):
     >>> round(float(gate.width()), 2)
     3.96
     >>> gate.freeze(2)
-    >>> gate.refresh()
-    >>> gate.mix(torch.ones(1, 4), torch.ones(4)).tolist()
+    >>> gate.mix(torch.ones(1, 4), torch.ones(4), training=True).tolist()
     [[1.0, 1.0, 0.0, 0.0]]
     """
 
@@ -145,8 +153,10 @@ class HardConcreteGate(_DrawnGate):
     def _open(self, location):
         return torch.sigmoid(location - self.offset)
 
-    def _draw(self):
-        u = torch.rand_like(self.location).clamp(1e-6, 1 - 1e-6)
+    def _numbers(self):
+        return torch.rand_like(self.location).clamp(1e-6, 1 - 1e-6)
+
+    def _draw(self, u):
         s = torch.sigmoid(
             (torch.log(u) - torch.log1p(-u) + self.location) / self.beta
         )
@@ -198,9 +208,11 @@ class STGGate(_DrawnGate):
     def _open(self, location):
         return torch.special.ndtr(location / self.sigma)
 
-    def _draw(self):
-        noise = self.sigma * torch.randn_like(self.location)
-        return (self.location + noise).clamp(0, 1)
+    def _numbers(self):
+        return torch.randn_like(self.location)
+
+    def _draw(self, noise):
+        return (self.location + self.sigma * noise).clamp(0, 1)
 
 
 class HardGate(Gate):
@@ -222,8 +234,7 @@ class HardGate(Gate):
     -------
     >>> gate = HardGate(size=4)
     >>> gate.set_width(3)
-    >>> gate.refresh()
-    >>> gate.mix(torch.ones(1, 4), torch.ones(4)).tolist()
+    >>> gate.mix(torch.ones(1, 4), torch.ones(4), training=True).tolist()
     [[1.0, 1.0, 1.0, 0.0]]
     """
 
@@ -248,9 +259,9 @@ class HardGate(Gate):
         """Sets the width, an integer in [min_width, size]."""
         self.present_width.fill_(width)
 
-    def refresh(self):
-        """Sets the mask; see the base class."""
-        self._refresh_hard()
+    def is_hard(self, training):
+        """See the base class."""
+        return True
 
 
 class FixedWidths(ComplexityLoss):

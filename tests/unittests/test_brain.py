@@ -15,153 +15,26 @@ import speechbrain as sb
 import torch
 import torch.multiprocessing as mp
 from hyperpyyaml import load_hyperpyyaml
-from speechbrain.dataio.dataset import DynamicItemDataset
-from speechbrain.nnet.CNN import Conv1d
 from speechbrain.nnet.containers import Sequential
-from speechbrain.nnet.linear import Linear
-from speechbrain.nnet.normalization import LayerNorm
-from speechbrain.nnet.RNN import GRU
 from speechbrain.utils.checkpoints import Checkpointer
-from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.train_logger import FileTrainLogger
 
 import noisegate.brain
 from noisegate.brain import GatedBrain, tensorboard_logger
-from noisegate.gates import Gates
-from noisegate.loss import ComplexityLoss
 from tests.integration.events import scalars
 from tests.unittests import models
-
-BUDGET = 0.5
-ITEMS, BATCH = 16, 4
-STEPS = ITEMS // BATCH
-EPOCHS, FREEZE = 4, 3
-
-
-class Killed(Exception):
-    """Stands for the end of the process."""
-
-
-class TinyBrain(GatedBrain):
-    """Frame-wise detection; ``kill`` says where the process ends."""
-
-    kill = None
-    batches = 0
-
-    def die(self, *where):
-        """Ends the process if it is at that place."""
-        if self.kill == where:
-            raise Killed
-
-    def compute_forward(self, batch, stage):
-        """Returns the score of each frame."""
-        batch = batch.to(self.device)
-        return self.modules.model(batch.feats[0])
-
-    def compute_objectives(self, predictions, batch, stage):
-        """Returns cross-entropy and complexity."""
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(
-            predictions.squeeze(-1).float(), batch.labels[0]
-        )
-        return loss + self.complexity_term(stage)
-
-    def on_fit_batch_start(self, batch, should_step):
-        """May end the process before a batch."""
-        super().on_fit_batch_start(batch, should_step)
-        self.die("batch", self._epoch, self.step)
-
-    def on_stage_start(self, stage, epoch=None):
-        """May end the process before the validation."""
-        super().on_stage_start(stage, epoch)
-        self.die("start of", stage.name, epoch)
-
-    def on_stage_end(self, stage, stage_loss, epoch=None):
-        """Saves a checkpoint after each validation."""
-        super().on_stage_end(stage, stage_loss, epoch)
-        self.die("end of", stage.name, epoch)
-        if stage == sb.Stage.VALID and self.checkpointer is not None:
-            meta = {"loss": float(stage_loss)} if self.widths_are_final else {}
-            self.checkpointer.save_and_keep_only(meta=meta, min_keys=["loss"])
-
-
-def dataset(n=ITEMS, frames=10):
-    """Random features; a frame is positive if two of them say so."""
-    draw = torch.Generator().manual_seed(1)
-    feats = torch.randn(n, frames, 8, generator=draw)
-    labels = (feats[..., 0] * feats[..., 3] > 0).float()
-    data = DynamicItemDataset({f"{i:03}": {"n": i} for i in range(n)})
-    data.add_dynamic_item(lambda i: feats[i], takes="n", provides="feats")
-    data.add_dynamic_item(lambda i: labels[i], takes="n", provides="labels")
-    data.set_output_keys(["id", "feats", "labels"])
-    return data
-
-
-def brain(
-    folder=None,
-    seed=0,
-    dropout=0.2,
-    gate="noise",
-    layers=None,
-    brain_class=TinyBrain,
-    loss=None,
-    opt_class=None,
-    gate_opt_class=None,
-    epochs=EPOCHS,
-    sorting="random",
-    **run_opts,
-):
-    """A Brain as a recipe builds it, in a process of that seed."""
-    torch.manual_seed(seed)
-    net = Sequential(input_shape=[None, None, 8])
-    net.append(Conv1d, out_channels=16, kernel_size=3, layer_name="conv")
-    net.append(LayerNorm, layer_name="norm")
-    net.append(torch.nn.ReLU(), layer_name="act")
-    net.append(torch.nn.Dropout(dropout), layer_name="drop")
-    net.append(GRU, hidden_size=12, bidirectional=True, layer_name="rnn")
-    net.append(Linear, n_neurons=10, layer_name="hidden")
-    net.append(torch.nn.ReLU(), layer_name="act2")
-    net.append(Linear, n_neurons=1, layer_name="out")
-    gates = Gates(
-        net,
-        input_shape=[1, 10, 8],
-        gate=models.GATES[gate],
-        layers=layers,
-        segment_s=0.1,
-    )
-    loss = ComplexityLoss(
-        gates, **(loss or {"budget": BUDGET, "freeze_epoch": FREEZE})
-    )
-    hparams = {"gates": gates, "complexity_loss": loss}
-    hparams["sorting"] = sorting  # read by SpeechBrain with many processes
-    counter = EpochCounter(limit=epochs)
-    checkpointer = None
-    if folder is not None:
-        hparams["output_folder"] = str(folder)
-        checkpointer = Checkpointer(
-            str(folder / "save"), {"model": net, "counter": counter}
-        )
-    made = brain_class(
-        {"model": net},
-        opt_class or functools.partial(torch.optim.Adam, lr=0.01),
-        hparams,
-        {"device": "cpu", "noprogressbar": True, **run_opts},
-        checkpointer,
-        gate_opt_class=gate_opt_class,
-    )
-    made.counter = counter
-    return made
-
-
-def fit(trainer, batch_size=BATCH, shuffle=True):
-    """Runs the epochs that are left; returns the Brain."""
-    trainer.fit(
-        trainer.counter,
-        dataset(),
-        dataset(8),
-        train_loader_kwargs={"batch_size": batch_size, "shuffle": shuffle},
-        valid_loader_kwargs={"batch_size": 4},
-    )
-    return trainer
+from tests.unittests.brains import (
+    BATCH,
+    BUDGET,
+    EPOCHS,
+    FREEZE,
+    STEPS,
+    Killed,
+    TinyBrain,
+    brain,
+    dataset,
+    fit,
+)
 
 
 def state(trainer):

@@ -16,8 +16,7 @@ ends = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def passes(gate, x, std=None):
     """One forward pass through the gate."""
     std = torch.ones(gate.size) if std is None else std
-    gate.refresh()
-    return gate.mix(x, std)
+    return gate.mix(x, std, gate.training)
 
 
 @pytest.mark.parametrize("ramp", [1, 4])
@@ -53,7 +52,7 @@ def test_channels_by_hand(ramp):
     assert edge.sum() == {1: 1, 3: 3, 4.5: 4}[ramp]
     assert (y[:, edge] != x[:, edge]).all()
     assert (y[:, edge] != 0).all()
-    torch.testing.assert_close(gate.channel_weights(), g)
+    torch.testing.assert_close(gate.channel_weights(True), g)
 
 
 @pytest.mark.parametrize("g", [0.1, 0.5, 0.9])
@@ -82,10 +81,9 @@ def test_features_that_share_a_channel():
     torch.manual_seed(0)
     gate = NoiseGate(3, ramp=1)
     gate.set_width(1.25)
-    gate.refresh()
     index = torch.arange(6) % 3
     x = torch.randn(100_000, 6)
-    y = gate.mix(x, torch.ones(3), index=index).detach()
+    y = gate.mix(x, torch.ones(3), True, index=index).detach()
     assert torch.equal(y[:, [0, 3]], x[:, [0, 3]])
     assert (y[:, [2, 5]] == 0).all()
     for feature in (1, 4):
@@ -103,8 +101,7 @@ def test_any_dimension_can_be_gated(dim):
     shape = [4, 6, 7, 8]
     shape[dim] = 5
     x = torch.randn(shape)
-    gate.refresh()
-    y = gate.mix(x, torch.ones(5), dim=dim).movedim(dim, 0)
+    y = gate.mix(x, torch.ones(5), True, dim=dim).movedim(dim, 0)
     assert torch.equal(y[:2], x.movedim(dim, 0)[:2])
     assert (y[2:] == 0).all()
 
@@ -237,7 +234,8 @@ def test_evaluation_draws_nothing(kind, freeze):
     y = passes(gate, x)
     assert torch.equal(y, passes(gate, x))
     assert torch.equal(before, torch.get_rng_state())
-    assert gate.mask.sum() == gate.integer_width() == 5
+    weights = gate.channel_weights(gate.training)
+    assert weights.sum() == gate.integer_width() == 5
     assert torch.equal(y[:, :5], x[:, :5]) and (y[:, 5:] == 0).all()
 
 
@@ -385,8 +383,7 @@ def hard_concrete(log_alpha, n):
     gate = HardConcreteGate(n)
     with torch.no_grad():
         gate.location.fill_(log_alpha)
-    gate.refresh()
-    return gate, gate.mask.detach()
+    return gate, gate.channel_weights(True).detach()
 
 
 @pytest.mark.parametrize("log_alpha", [-3.0, -0.5, 0.0, 1.0, 4.0])
@@ -409,8 +406,7 @@ def test_probabilities_of_gaussian_gates(mu):
     torch.manual_seed(0)
     n = 200_000
     gate = STGGate(n, mu_init=mu)
-    gate.refresh()
-    z = gate.mask.detach()
+    z = gate.channel_weights(True).detach()
     closed = norm.cdf(0, loc=mu, scale=0.5)
     assert float((z == 0).double().mean()) == pytest.approx(closed, abs=4e-3)
     whole = norm.sf(1, loc=mu, scale=0.5)
@@ -421,13 +417,14 @@ def test_probabilities_of_gaussian_gates(mu):
     assert float(gate.width()) / n == pytest.approx(1 - closed, abs=1e-5)
 
 
-def test_stochastic_gates_differ_between_passes():
-    """New gates are drawn in each training pass."""
+def test_stochastic_gates_differ_between_steps():
+    """All layers of a training step see the same ones, with gradients."""
     gate = HardConcreteGate(50, open_init=0.5)
-    gate.refresh()
-    first = gate.mask
-    gate.refresh()
-    assert not torch.equal(first, gate.mask)
+    first, other = gate.channel_weights(True), gate.channel_weights(True)
+    assert torch.equal(first, other)
+    (first.sum() + other.sum()).backward()
+    torch.optim.SGD(gate.parameters(), 1e-3).step()
+    assert (gate.channel_weights(True) - first).abs().max() > 0.5
 
 
 @pytest.mark.parametrize("width", [1, 3.7, 8, 15.5])
@@ -512,9 +509,7 @@ def test_tied_weights(kind):
     """A second set of channels keeps the same share of its channels."""
     gate = kind(16, granularity=4)
     gate.freeze(8)
-    gate.refresh()
-    assert gate.tied_weights(4).tolist() == [1, 1, 0, 0]
+    assert gate.tied_weights(4, True).tolist() == [1, 1, 0, 0]
     gate = NoiseGate(16, ramp=1)
     gate.set_width(10)
-    gate.refresh()
-    assert gate.tied_weights(4).tolist() == [1, 1, 0.5, 0]
+    assert gate.tied_weights(4, True).tolist() == [1, 1, 0.5, 0]

@@ -9,7 +9,12 @@ import copy
 import torch
 from torch.nn.utils import parametrizations, parametrize
 
-from noisegate._private import forget_spectral_norm, own_class, unwrapped
+from noisegate._private import (
+    forget_spectral_norm,
+    own_class,
+    recomputing,
+    unwrapped,
+)
 
 
 def test_spectral_norm_leaves_a_hook():
@@ -48,3 +53,13 @@ def test_recurrent_layers_follow_their_parameters():
     before = layer(x)[0]
     layer.weight_hh_l0 = torch.nn.Parameter(2 * layer.weight_hh_l0.detach())
     assert not torch.equal(layer(x)[0], before)
+
+
+def test_a_backward_pass_is_seen_in_its_thread():
+    """Where checkpointed layers run again."""
+    seen = [recomputing()]
+    x = torch.ones(2, requires_grad=True)
+    x.register_hook(lambda gradient: seen.append(recomputing()))
+    x.sum().backward()
+    seen.append(recomputing())
+    assert seen == [False, True, False]

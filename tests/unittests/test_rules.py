@@ -141,7 +141,6 @@ def test_a_cut_reader_computes_what_it_did_of_zeros(
     gate = NoiseGate(n_out, 1 / n_out)
     gate.rank.copy_(torch.argsort(torch.argsort(ranks(n_out, makes))))
     gate.freeze(len(makes))
-    gate.refresh()
     expected = run_masked(rule, gate, x)
     small = copy.deepcopy(layer)
     index = {"in": reads, "out": makes, "hidden": makes}
@@ -219,7 +218,6 @@ def test_a_masked_norm_is_the_cut_norm(name, n_channels, n_frames, seed):
     gate = NoiseGate(n_channels, 1 / n_channels)
     gate.rank.copy_(torch.argsort(torch.argsort(ranks(n_channels, kept))))
     gate.freeze(len(kept))
-    gate.refresh()
     x = torch.randn(shape(n_channels, n_frames), dtype=torch.float64)
     expected = run_masked(rule, gate, x)
     small = copy.deepcopy(layer)
@@ -248,7 +246,6 @@ def test_heads_of_attention_narrow(width):
     plain = filled(nn.MultiheadAttention(8, 2, batch_first=True))
     gate = NoiseGate(8, 1 / 8, granularity=2)
     gate.freeze(width)
-    gate.refresh()
     x = torch.randn(2, 5, 8, dtype=torch.float64)
     x[..., width:] = 0
     expected = run_masked(rule_of(plain), gate, x, x, x)[..., :width]
@@ -269,7 +266,6 @@ def test_dimensions_of_relative_heads():
     gate = NoiseGate(4, 1 / 4)
     gate.rank.copy_(torch.tensor([0, 3, 1, 2]))
     gate.freeze(2)
-    gate.refresh()
     expected = run_masked(rule_of(layer), gate, x, x, x, encoding)
     rule = rule_of(layer)
     calls = rule.record((x, x, x, encoding), {}, x)

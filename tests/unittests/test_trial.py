@@ -56,7 +56,7 @@ def locked(between):
     model, example = Chain(between), [torch.randn(2, 9, 6)]
     groups = find_groups(model, example)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    lock_inexact(model, groups, example)
+    lock_inexact(model, groups, example, example)
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key])
     return {group.name: group.locked_reason for group in groups}
@@ -201,3 +201,99 @@ def test_buffers_along_channels_are_cut_and_saved(persistent):
     loaded.load_state_dict(small.state_dict())
     torch.testing.assert_close(small(x), model.eval()(x))
     assert torch.equal(loaded(x), small(x))
+
+
+class Branch(nn.Module):
+    """A branch that depends on the number of channels, under a scale."""
+
+    def __init__(self, scale, shape=(1, 1, 8)):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.scale = nn.Parameter(torch.full(shape, scale))
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        return self.last(x + self.scale * x / x.shape[-1])
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-6])
+@pytest.mark.parametrize("shape", [(), (1,), (8,), (1, 1, 8)])
+def test_no_branch_is_hidden(scale, shape):
+    """Neither behind a layer scale nor behind ReZero."""
+    with pytest.raises(ValueError, match="not exact when cut: the output"):
+        noisegate.Gates(Branch(scale, shape), input_shape=[1, 9, 6])
+
+
+class Long(nn.Module):
+    """Does more for long inputs."""
+
+    def __init__(self, more):
+        super().__init__()
+        self.first, self.big = nn.Linear(6, 8), nn.Linear(8, 8)
+        self.last, self.more = nn.Linear(8, 3), more
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        if x.shape[1] > 100:
+            x = self.more(self, x)
+        return self.last(x)
+
+
+def test_what_long_inputs_are_treated_with_is_tried():
+    """Code: the groups are locked; layers: they are gated."""
+    shape = [1, 120, 6]
+    with pytest.raises(ValueError, match="not exact when cut: the output"):
+        noisegate.Gates(Long(lambda m, x: x / x.shape[-1]), input_shape=shape)
+    model = Long(lambda m, x: x + m.big(x))
+    assert list(noisegate.Gates(model, input_shape=shape)) == ["first"]
+
+
+class Seen(nn.Module):
+    """Returns what a hook has kept."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = {}
+
+    def forward(self, x):
+        return self.seen["y"].relu()
+
+
+def with_hook(model):
+    """Keeps features in a dictionary of the original."""
+    model.between = Seen()
+    seen = model.between.seen
+    model.first.register_forward_hook(lambda m, x, y: seen.update(y=y))
+    return model
+
+
+def with_forward(model):
+    """Wraps the forward of a layer."""
+    forward = model.first.forward
+    model.first.forward = lambda x: 2 * forward(x)
+    return model
+
+
+@pytest.mark.parametrize("put", [with_hook, with_forward])
+def test_a_copy_that_is_none_is_an_error(put):
+    model = put(Chain(torch.relu))
+    with pytest.raises(ValueError, match="keeps a reference to it"):
+        noisegate.Gates(model, input_shape=[1, 9, 6])
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_models_of_other_types(kind):
+    """The example is of the model's type."""
+    model = Chain(torch.relu).to(kind)
+    gates = noisegate.Gates(model, input_shape=[1, 9, 6])
+    assert list(gates) == ["first", "second"]
+
+
+def test_code_of_one_type_is_tried_in_it():
+    """Neither has the trial to be in float64."""
+
+    def single(x):
+        values = bytearray(x.numpy().tobytes())
+        return torch.frombuffer(values, dtype=torch.float32).view(x.shape)
+
+    assert set(locked(single).values()) >= {None}

@@ -1,0 +1,199 @@
+"""Gates act wherever a layer of the model is called, however it is called."""
+
+import copy
+import threading
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from noisegate import ComplexityLoss, Gates, NoiseGate, compact
+from noisegate.baselines.gates import HardConcreteGate
+from tests.unittests.brains import TinyBrain, brain, fit
+
+nn = torch.nn
+
+
+class Net(nn.Module):
+    """An encoder with residual blocks that may be checkpointed, a decoder."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 2)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 16))
+            for _ in range(2)
+        )
+        self.reentrant = None
+
+    def encode(self, x):
+        """What searchers call."""
+        x = self.first(x)
+        for block in self.blocks:
+            if self.reentrant is None:
+                x = x + block(x)
+            else:
+                x = x + checkpoint(block, x, use_reentrant=self.reentrant)
+        return x.relu()
+
+    def decode(self, x):
+        """Scores of features."""
+        return self.last(x)
+
+    def forward(self, x):
+        return self.decode(self.encode(x))
+
+
+def gated(gate=NoiseGate, width=0.6):
+    """Gates, all at the same relative width, and an input."""
+    torch.manual_seed(0)
+    gates = Gates(Net(), input_shape=[1, 9, 6], gate=gate)
+    for one in gates.values():
+        one.set_width(width * one.size)
+    return gates, torch.randn(3, 9, 6)
+
+
+def test_methods_of_the_model_are_gated():
+    """Before any forward; behind a training step without its noise."""
+    gates, x = gated()
+    net = gates.model.train()
+    net(x)
+    net.eval()
+    small, _ = compact(gates)
+    kept = gates["first"].open_channels()
+    torch.testing.assert_close(
+        net.encode(x)[..., kept], small.encode(x), rtol=1e-4, atol=1e-5
+    )
+    assert torch.equal(net.decode(net.encode(x)), net(x))
+    with torch.no_grad():
+        gates["first"].kappa.data.fill_(0.3)  # as averages of weights do
+    again, _ = compact(gates)
+    torch.testing.assert_close(net(x), again(x), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(small(x), again(x))
+
+
+def test_parts_in_evaluation_draw_nothing():
+    """The mode of the layer counts, as for dropout."""
+    gates, x = gated()
+    net = gates.model.train()
+    assert not torch.equal(net.decode(x := net.encode(x)), net.decode(x))
+    net.last.eval()
+    assert torch.equal(net.decode(x), net.decode(x))
+
+
+@pytest.mark.parametrize("gate", [NoiseGate, HardConcreteGate])
+def test_two_passes_in_a_step(gate):
+    """Each may be followed by a backward pass of its own."""
+    gates, x = gated(gate)
+    net = gates.model.train()
+    first, other = net(x), net(x)
+    first.square().sum().backward()
+    before = [p.grad.clone() for p in gates.parameters()]
+    other.square().sum().backward()
+    for parameter, gradient in zip(gates.parameters(), before):
+        assert not torch.equal(parameter.grad, gradient)
+
+
+@pytest.mark.parametrize("gate", [NoiseGate, HardConcreteGate])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_layers(gate, reentrant):
+    """The gradients, and the statistics, are those without checkpoints."""
+    results = []
+    for how in (None, reentrant):
+        gates, x = gated(gate)
+        gates.model.train().reentrant = how
+        torch.manual_seed(1)
+        for _ in range(2):
+            gates.model(x).square().mean().backward()
+        assert gates.unreached() == gates.idle() == []
+        results.append([p.grad for p in gates.model.parameters()])
+        results[-1] += [tap.variance for _, tap in gates._taps()]
+        results[-1] += [tap.n_updates for _, tap in gates._taps()]
+    for expected, made in zip(*results):
+        torch.testing.assert_close(made, expected)
+
+
+def test_threads_do_not_disturb_each_other():
+    """A model in evaluation has no state of a pass."""
+    gates, x = gated()
+    net = gates.model.eval()
+    with torch.no_grad():
+        expected, results = net(x), []
+
+        def work():
+            with torch.no_grad():
+                results.extend(net(x) for _ in range(20))
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(results) == 80
+    assert all(torch.equal(result, expected) for result in results)
+
+
+def test_copies_of_a_gated_model_are_gated_alike():
+    """Also those made in the middle of a training step."""
+    gates, x = gated()
+    net = gates.model.train()
+    output = net(x)
+    twin = copy.deepcopy(net).eval()
+    output.sum().backward()
+    assert torch.equal(twin(x), net.eval()(x))
+
+
+class FrozenBrain(TinyBrain):
+    """The first layers give no gradient."""
+
+    def compute_forward(self, batch, stage):
+        """Returns the score of each frame."""
+        layers = list(self.modules.model.values())
+        with torch.no_grad():
+            x = batch.to(self.device).feats[0]
+            for layer in layers[:5]:
+                x = layer(x)
+                x = x[0] if isinstance(x, tuple) else x
+        for layer in layers[5:]:
+            x = layer(x)
+        return x
+
+
+def test_a_gate_without_gradient_is_a_warning(caplog):
+    """With the names, once."""
+    fit(brain(brain_class=FrozenBrain))
+    texts = [r.message for r in caplog.records if "No gradient" in r.message]
+    assert len(texts) == 1 and "['conv']" in texts[0]
+
+
+class PartBrain(TinyBrain):
+    """Leaves the GRU out."""
+
+    def compute_forward(self, batch, stage):
+        """Returns the score of each frame."""
+        x = batch.to(self.device).feats[0]
+        for name, layer in self.modules.model.items():
+            if name != "rnn":
+                x = layer(
+                    torch.cat([x, x[..., :8]], -1) if name == "hidden" else x
+                )
+        return x
+
+
+def test_a_gate_whose_layers_do_not_run_is_an_error():
+    """At the end of the first epoch, with its name."""
+    with pytest.raises(RuntimeError, match="that read .* did not run"):
+        fit(brain(brain_class=PartBrain))
+
+
+def test_data_parallel_is_refused(monkeypatch):
+    """Before the first epoch, with what to use."""
+    gates, _ = gated()
+    hparams = {
+        "gates": gates,
+        "complexity_loss": ComplexityLoss(gates, weight=1.0),
+    }
+    options = {"device": "cpu", "data_parallel_backend": True}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="data_parallel_backend.*torchrun"):
+        TinyBrain({"model": gates.model}, None, hparams, options)

@@ -193,6 +193,7 @@ class Part:
     def put(self):
         """Puts it on the layer."""
         self.layer.add_module(self.name, self.module)
+        self.module.train(self.layer.training)
         if not isinstance(self.module, Gate):
             self.module.put_on(self.layer)
 

@@ -128,7 +128,8 @@ def lock_inexact(model, groups, inputs, whole):
     """Locks the groups whose cut model does not equal the masked one.
 
     All groups, and every second of them, are cut at once to random widths, all
-    to their smallest ones too; if that is not exact, one after the other.
+    to their smallest ones too; if that is not exact, a half of them, down to
+    single ones.
 
     The model is plain and is not changed, the groups are: ``locked_reason``
     and ``min_width``. ``inputs`` are its arguments, ``whole`` the same at the
@@ -144,20 +145,8 @@ def lock_inexact(model, groups, inputs, whole):
 
 
 def _lock(trial, free):
-    if trial.failure(free) is None:
-        return
-    exact = []
-    for group in free:
-        failure = trial.failure([group])
-        if failure is not None and group.min_width == 1 < group.size:
-            # Axes of size 1 are often taken away
-            group.min_width = 2
-            failure = trial.failure([group])
-        if failure is None:
-            exact.append(group)
-        else:
-            group.locked_reason = f"not exact when cut: {failure}"
-    if trial.failure(exact) is None:
+    exact = _exact(trial, free)
+    if exact is free or trial.failure(exact) is None:
         return
     together = []
     for group in exact:
@@ -166,6 +155,26 @@ def _lock(trial, free):
             together.append(group)
         else:
             group.locked_reason = f"not exact when cut with others: {failure}"
+
+
+def _exact(trial, groups):
+    """Returns the groups themselves if they are exact together, otherwise
+    those that are in a half of them, a half of that or alone; locks the
+    others."""
+    failure = trial.failure(groups)
+    if failure is not None and len(groups) == 1:
+        (group,) = groups
+        if group.min_width == 1 < group.size:
+            # Axes of size 1 are often taken away
+            group.min_width = 2
+            failure = trial.failure(groups)
+        if failure is not None:
+            group.locked_reason = f"not exact when cut: {failure}"
+            return []
+    if failure is None:
+        return groups
+    half = len(groups) // 2
+    return [*_exact(trial, groups[:half]), *_exact(trial, groups[half:])]
 
 
 def _check_copy(model, inputs):
@@ -316,31 +325,42 @@ class _Trial:
         return None
 
     def _cut_and_compare(self, groups, inputs, smallest):
-        masked = detached_copy(self.model)
-        keep = {}
-        for group in groups:
-            step = group.granularity
-            gate = NoiseGate(group.size, 1 / group.size, step)
-            gate.rank.copy_(torch.randperm(group.size))
-            least = -(-max(group.min_width, step) // step)
-            most = least if smallest else max(least, group.size // step - 1)
-            width = int(torch.randint(least, most + 1, ())) * step
-            gate.min_width = min(gate.min_width, width)
-            gate.freeze(width)
-            gate.to(self.device)
-            attach(masked, group, gate)
-            keep[group.name] = gate.open_channels()
+        keep, parts = {}, []
+        try:
+            for group in groups:
+                gate = self._gate(group, smallest)
+                parts += attach(self.model, group, gate)
+                keep[group.name] = gate.open_channels()
+            expected, noise = self._masked(inputs)
+        finally:
+            for part in reversed(parts):
+                part.take()
         small = cut(detached_copy(self.model), kept_features(groups, keep))
         fewer = list(inputs)
         if FEATURES in keep:
             fewer[0] = fewer[0].index_select(-1, keep[FEATURES])
-        expected = self._run(masked, inputs)
-        noise = self.noise
+        return relative_difference(expected, self._run(small, fewer)), noise
+
+    def _gate(self, group, smallest):
+        """A gate that is frozen to a random width, or to the smallest one."""
+        step = group.granularity
+        gate = NoiseGate(group.size, 1 / group.size, step).to(self.device)
+        gate.rank.copy_(torch.randperm(group.size))
+        least = -(-max(group.min_width, step) // step)
+        most = least if smallest else max(least, group.size // step - 1)
+        width = int(torch.randint(least, most + 1, ())) * step
+        gate.min_width = min(gate.min_width, width)
+        gate.freeze(width)
+        return gate
+
+    def _masked(self, inputs):
+        """The outputs of the masked model, and how much noise is in them."""
+        expected, noise = self._run(self.model, inputs), self.noise
         if noise:
             # Random numbers weigh more where the output, a score perhaps, is
             # small by chance
-            others = (self._run(masked, inputs, seed) for seed in (1, 2, 3))
+            others = (self._run(self.model, inputs, s) for s in (1, 2, 3))
             noise = max(
                 noise, *(relative_difference(expected, x) for x in others)
             )
-        return relative_difference(expected, self._run(small, fewer)), noise
+        return expected, noise

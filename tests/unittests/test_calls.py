@@ -72,6 +72,14 @@ def test_methods_of_the_model_are_gated():
     assert not torch.allclose(small(x), again(x))
 
 
+def test_gates_are_put_on_in_the_mode_of_the_layer():
+    """A model that is in evaluation draws nothing."""
+    gates = Gates(Net().eval(), input_shape=[1, 9, 6])
+    gates["first"].set_width(8.5)
+    x = torch.randn(3, 9, 6)
+    assert torch.equal(gates.model(x), gates.model(x))
+
+
 def test_parts_in_evaluation_draw_nothing():
     """The mode of the layer counts, as for dropout."""
     gates, x = gated()

@@ -332,19 +332,36 @@ class GatedBrain(sb.Brain):
                 "complexity_loss", self.complexity_loss
             )
         super().on_fit_start()
+        steps = [
+            (name, id(parameter))
+            for name, optimizer in (self.optimizers_dict or {}).items()
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        ]
+        of_gates = {id(parameter) for parameter in self.gates.parameters()}
+        if of_gates and {k for k, p in steps if p in of_gates} != {"gates"}:
+            raise RuntimeError(
+                "the gates need an optimizer of their own: an init_optimizers "
+                "that sets optimizers_dict must call super().init_optimizers() "
+                "behind that, which adds it and takes them out of the others "
+                "(opt_class may be None)"
+            )
         if self.step == 0:
             self.random_state.restore()
 
     def init_optimizers(self):
         """See ``sb.Brain.init_optimizers``; gates get their own optimizer."""
+        own = self.optimizers_dict or {}
         super().init_optimizers()
+        self.optimizers_dict = {**own, **(self.optimizers_dict or {})}
         parameters = self.gates.parameters()
         if parameters:
             of_gates = {id(p) for p in parameters}
-            for group in self.optimizer.param_groups:
-                group["params"] = [
-                    p for p in group["params"] if id(p) not in of_gates
-                ]
+            for optimizer in self.optimizers_dict.values():
+                for group in optimizer.param_groups:
+                    group["params"] = [
+                        p for p in group["params"] if id(p) not in of_gates
+                    ]
             self.gate_optimizer = self.gate_opt_class(parameters)
             self.optimizers_dict["gates"] = self.gate_optimizer
         if self.checkpointer is None:

@@ -15,6 +15,7 @@ Authors
 """
 
 import copy
+import math
 
 import torch
 from speechbrain.utils.logger import get_logger
@@ -23,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from noisegate.cut import cut, detached_copy, kept_features
 from noisegate.probe import evaluating, tensors
-from noisegate.rules.base import Cost, find_leaves, rule_of
+from noisegate.rules.base import Cost, find_leaves, rule_of, shared_parameters
 from noisegate.rules.features import FEATURES
 
 logger = get_logger(__name__)
@@ -39,6 +40,11 @@ def count_macs(model, inputs):
     >>> count_macs(torch.nn.Linear(3, 4), [torch.rand(5, 3)])
     60
     """
+    return _counted(model, inputs).get_total_flops() // 2
+
+
+def _counted(model, inputs):
+    """torch's counter after one pass of a model."""
     # Kernels that compute a whole layer are not counted
     fused = any(rule_of(module).fused for module in model.modules())
     onednn = torch.backends.mkldnn.enabled and not fused
@@ -54,12 +60,37 @@ def count_macs(model, inputs):
             model(*inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-    return counter.get_total_flops() // 2
+    return counter
+
+
+def _correct(path, rule, recorded, counted):
+    """Corrects what was recorded of a layer by the MACs that were counted.
+
+    A subclass may compute more positions than it returns, as causal
+    convolutions do, or fewer times what its parent does.
+    """
+    said = rule.cost(rule.sizes(), recorded).macs
+    if said == counted:
+        return
+    once = rule.cost(rule.sizes(), {**recorded, "positions": 1}).macs
+    if set(recorded) == {"positions"} and once and counted % once == 0:
+        recorded["positions"] = counted // once
+        return
+    logger.warning(
+        f"'{path}' ({type(rule.layer).__name__}) makes {counted} "
+        f"multiplications where its formula says {said}: the difference is "
+        "taken to be the same at all widths"
+    )
 
 
 def _parameter_cost(widths, calls):
     """Cost of a parameter that the model itself adds or multiplies."""
     return Cost(0, widths["entries"] * calls["others"], 0)
+
+
+def _shared_cost(widths, calls):
+    """Minus the parameters of a layer that another has, too."""
+    return Cost(0, -math.prod(widths.values()) * calls["others"], 0)
 
 
 def _count_cut(model, groups, widths, inputs):
@@ -122,6 +153,7 @@ class CostModel:
         for path, parameter in model.named_parameters():
             if id(parameter) not in owned:
                 self._add_parameter(path, parameter)
+        self._count_shared_once(model, rules, calls)
         self._products = counted - self._model_macs()
         self._full_macs = self.macs()  # asked for at every step
 
@@ -148,6 +180,28 @@ class CostModel:
         width = self._width(path, f"axis{axes[0]}" if axes else "", size)
         others = {"others": parameter.numel() // size}
         self._layers.append((path, _parameter_cost, {"entries": width}, others))
+
+    def _count_shared_once(self, model, rules, calls):
+        """Parameters of several layers are in the cost of each."""
+        paths = {module: path for path, module in model.named_modules()}
+        for places in shared_parameters(model):
+            owners = [
+                (leaf, paths[layer], name)
+                for layer, name in places
+                for leaf in calls
+                if f"{paths[layer]}.".startswith(f"{leaf}.")
+            ]
+            n_entries = getattr(*places[0]).numel()
+            for leaf, path, name in owners[1:]:
+                sizes = {}
+                if name == "weight" and leaf == path:
+                    sizes = {
+                        role: size
+                        for role, size in rules[leaf].sizes().items()
+                        if role in rules[leaf].weight_axes
+                    }
+                others = {"others": n_entries // math.prod(sizes.values())}
+                self._add(path, _shared_cost, sizes, others)
 
     @staticmethod
     def _run(model, example, front_end):
@@ -176,11 +230,17 @@ class CostModel:
                     frames = example[0].numel() // example[0].shape[-1]
                     rules[FEATURES] = rule_of(front_end)
                     calls[FEATURES] = {"positions": frames}
-                counted = count_macs(model, example)
+                counter = _counted(model, example)
         finally:
             for handle in handles:
                 handle.remove()
-        return rules, calls, counted
+        by_module = counter.get_flop_counts()
+        for path in calls.keys() - {FEATURES}:
+            name = f"{type(model).__name__}.{path}"
+            if name in by_module:
+                macs = sum(by_module[name].values()) // 2
+                _correct(path, rules[path], calls[path], macs)
+        return rules, calls, counter.get_total_flops() // 2
 
     def _by_layer(self, widths=None):
         """Yields the path and the cost of each layer."""

@@ -10,7 +10,7 @@ import torch
 from torch.nn.utils import parametrize
 
 from noisegate._private import forget_spectral_norm, own_class
-from noisegate.rules.base import rule_of, select
+from noisegate.rules.base import rule_of, select, shared_parameters
 from noisegate.rules.features import FEATURES
 
 
@@ -54,6 +54,7 @@ def cut(model, kept):
     )
     """
     fold(model)
+    tied = shared_parameters(model)
     for (path, role), index in kept.items():
         if role.startswith("axis"):
             path, _, name = path.rpartition(".")
@@ -64,6 +65,9 @@ def cut(model, kept):
         layer = model.get_submodule(path)
         device = next(layer.parameters(), index).device
         rule_of(layer).cut(role, index.to(device))
+    for (owner, name), *others in tied:
+        for other, its_name in others:
+            setattr(other, its_name, getattr(owner, name))
     for module in model.modules():
         rule_of(module).renew()
     return model

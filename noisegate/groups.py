@@ -22,7 +22,7 @@ import torch
 
 from noisegate.layers import declared_gate
 from noisegate.probe import Probe, tensors
-from noisegate.rules.base import find_leaves, rule_of
+from noisegate.rules.base import find_leaves, rule_of, shared_parameters
 from noisegate.rules.features import FEATURES
 
 FRAMES = 64  # of the examples that are probed
@@ -145,7 +145,44 @@ def find_groups(model, example, front_end=None):
             _declare(group, front_end)
             reason = rule_of(front_end).locked().get("out")
             group.locked_reason = reason or group.locked_reason
+    _lock_shared(model, groups)
     return groups
+
+
+def _lock_shared(model, groups):
+    """Locks groups that would cut a parameter of several layers in a different
+    way for each."""
+    paths = {module: path for path, module in model.named_modules()}
+    for places in shared_parameters(model):
+        cuts = [
+            _cuts(paths[layer], name, rule_of(layer), groups)
+            for layer, name in places
+        ]
+        if any(cut != cuts[0] for cut in cuts):
+            path = paths[places[0][0]]
+            for cut in cuts:
+                for _, group in cut:
+                    group.locked_reason = (
+                        f"cuts '{path}.{places[0][1]}', which other layers "
+                        "share, for some of them only"
+                    )
+
+
+def _cuts(path, name, rule, groups):
+    """How a parameter of a layer is cut: list of ((axis, channels), group)."""
+    found = []
+    for group in groups:
+        for port in group.ports if group.locked_reason is None else ():
+            mine = path == port.layer
+            inside = f"{path}.{name}".startswith(port.layer + ".")
+            if not (inside or port.layer == f"{path}.{name}"):
+                continue
+            axis = path, port.role  # unlike all others
+            if mine and name == "weight" and port.role in rule.weight_axes:
+                axis = rule.weight_axes[port.role]
+            index = range(group.size) if port.index is None else port.index
+            found.append(((axis, tuple(map(int, index))), group))
+    return found
 
 
 def unknown_layers(model, groups):

@@ -280,13 +280,12 @@ class _Trial:
                 module.running_mean.normal_(std=0.3)
                 module.running_var.uniform_(0.5, 1.5)
 
-    @torch.no_grad()
     def _run(self, model, inputs, seed=0):
         torch.manual_seed(seed)
         inputs = map_tensors(
             lambda x: x.to(self.doubles.dtype), copy.deepcopy(inputs)
         )
-        with self.doubles.computing():
+        with evaluating(model), self.doubles.computing():
             outputs = tensors(model(*inputs))
         if not any(x.is_floating_point() or x.is_complex() for x in outputs):
             raise TrialError(

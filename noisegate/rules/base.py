@@ -289,6 +289,16 @@ def select(module, name, axis, index):
     setattr(module, name, selected)
 
 
+def shared_parameters(model):
+    """Returns the parameters that several layers have: for each of them a
+    list of (layer, name)."""
+    places = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            places.setdefault(id(parameter), []).append((module, name))
+    return [place for place in places.values() if len(place) > 1]
+
+
 class OwnForward(torch.nn.Module):
     """A layer's own forward, without the hooks, which have run already."""
 

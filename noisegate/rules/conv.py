@@ -14,8 +14,8 @@ from noisegate.rules.base import Cost, LayerRule, register, select
 
 @register(torch.nn.Conv1d, torch.nn.Conv2d)
 class ConvRule(LayerRule):
-    """``MACs = positions in out kernel``; of each channel by itself
-    (depthwise) ``positions channels kernel``."""
+    """``MACs = positions in out kernel / groups``; each channel by itself
+    (depthwise) is a group."""
 
     family = "conv"
 
@@ -52,7 +52,12 @@ class ConvRule(LayerRule):
 
     def cost(self, widths, calls):
         n_out = widths["norm"] if self.depthwise else widths["out"]
-        n_in = 1 if self.depthwise else widths["in"]
+        if self.depthwise:
+            n_in = 1
+        elif self.layer.groups == 1:
+            n_in = widths["in"]
+        else:  # may not change
+            n_in = self.layer.in_channels // self.layer.groups
         weights = n_in * n_out * math.prod(self.layer.kernel_size)
         params = weights + n_out * (self.layer.bias is not None)
         positions = calls["positions"]

@@ -29,6 +29,7 @@ class EmbeddingRule(LayerRule):
     """Makes features of indices: parameters only."""
 
     n_values = 0
+    weight_axes = {"out": 1}
 
     def sizes(self):
         return {"out": self.layer.embedding_dim}

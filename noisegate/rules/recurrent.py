@@ -19,7 +19,9 @@ class CellRule(LayerRule):
     """L layers and D directions of H units; a cell is one of each.
 
     ``MACs = positions G D H ((in + H) + (L - 1)(D H + H))``, where G is 3 for
-    a GRU, 4 for an LSTM and 1 for a simple RNN.
+    a GRU, 4 for an LSTM and 1 for a simple RNN. An LSTM may project what it
+    puts out to P values: they take the place of H in the inner brackets, and
+    D L P H are added.
 
     Role "hidden" are the units, of which each direction makes an output. No
     unit reads a closed one. Units at the edge fade without noise inside (the
@@ -41,21 +43,27 @@ class CellRule(LayerRule):
         parameter = next(self.layer.parameters())
         return parameter.shape[0] // self.layer.hidden_size
 
+    @property
+    def projected(self):
+        """int : size of the projection of the units, or 0."""
+        return getattr(self.layer, "proj_size", 0)
+
     def sizes(self):
         units = self.layer.hidden_size
-        return {"in": self.layer.input_size, "out": units, "hidden": units}
+        n_out = self.projected or units
+        return {"in": self.layer.input_size, "out": n_out, "hidden": units}
 
     def values(self, args, kwargs):
         # What enters the state is tied to the units
         return list(zip(("in", "out"), [*args, *kwargs.values()]))
 
     def ports(self, role, index):
-        if role != "out":
+        if role != "out" or self.projected:
             return [(role, index)]
         return [(role, index.repeat(self.directions)), ("hidden", index)]
 
     def locked(self):
-        if getattr(self.layer, "proj_size", 0):
+        if self.projected:
             return {"out": "projects its state"}
         return {}
 
@@ -126,10 +134,12 @@ class CellRule(LayerRule):
             getattr(self.layer, "num_layers", 1) - 1,
             self.directions,
         )
-        per_unit = (n_in + units) + n_more * (directions * units + units)
+        n_out = self.projected or units
+        per_unit = (n_in + n_out) + n_more * (directions * n_out + n_out)
         weights = self.n_parts * directions * units * per_unit
+        weights += directions * (n_more + 1) * self.projected * units
         biases = 2 * self.n_parts * directions * units * (n_more + 1)
-        elements = calls["positions"] * directions * units * (n_more + 1)
+        elements = calls["positions"] * directions * n_out * (n_more + 1)
         params = weights + biases * self.layer.bias
         return Cost(calls["positions"] * weights, params, elements)
 

@@ -205,3 +205,46 @@ def test_data_parallel_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match="data_parallel_backend.*torchrun"):
         TinyBrain({"model": gates.model}, None, hparams, options)
+
+
+def test_fused_transformers_are_gated():
+    """torch's layers call none of those inside them if no one looks."""
+    layer = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2)
+    net = nn.Sequential(nn.Linear(6, 16), encoder, nn.Linear(16, 2))
+    gates = Gates(net, input_shape=[1, 9, 6])
+    assert list(gates) == ["0", "1.layers.0.linear1", "1.layers.1.linear1"]
+    gates.freeze({name: gate.size // 2 for name, gate in gates.items()})
+    small, _ = compact(gates)
+    x = torch.rand(2, 9, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(small(x), net.eval()(x))
+
+
+class OwnOptimizersBrain(TinyBrain):
+    """Two optimizers, as recipes with a pretrained encoder have them."""
+
+    def init_optimizers(self):
+        """Makes them; the gates' is added if the last line is there."""
+        net = self.modules.model
+        self.conv_optimizer = torch.optim.SGD(net.conv.parameters(), 0.1)
+        rest = [p for k, p in net.named_parameters() if "conv" not in k]
+        self.optimizer = torch.optim.Adam(rest, 0.01)
+        self.optimizers_dict = {
+            "conv": self.conv_optimizer,
+            "rest": self.optimizer,
+        }
+        if self.opt_class is None:
+            super().init_optimizers()
+
+
+def test_own_optimizers():
+    """They are kept, without the gates; without super() it is an error."""
+    with pytest.raises(RuntimeError, match="must call super..\\.init_optimi"):
+        fit(brain(brain_class=OwnOptimizersBrain))
+    trainer = brain(brain_class=OwnOptimizersBrain)
+    trainer.opt_class = None
+    fit(trainer)
+    assert list(trainer.optimizers_dict) == ["conv", "rest", "gates"]
+    assert trainer.gates.frozen
+    assert trainer.gates.cost.ratio(trainer.gates.integer_widths()) <= 0.5

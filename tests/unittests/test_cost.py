@@ -14,6 +14,7 @@ from speechbrain.nnet.normalization import BatchNorm1d, LayerNorm
 from speechbrain.nnet.RNN import GRU
 
 from noisegate.compact import compact
+from noisegate.cost import CostModel
 from noisegate.gate import NoiseGate
 from noisegate.gates import Gates
 from noisegate.loss import ComplexityLoss
@@ -513,3 +514,80 @@ def test_products_that_are_not_explained_are_said(caplog):
     with caplog.at_level("WARNING"):
         Gates(Unlike(), example=[torch.rand(1, 20, 6)])
     assert "in a way that the cost model does not know" in caplog.text
+
+
+class Causal(torch.nn.Conv1d):
+    """Pads on both sides and takes away what is too much."""
+
+    def __init__(self, n_in, n_out):
+        super().__init__(n_in, n_out, 3, padding=2)
+
+    def forward(self, x):
+        return super().forward(x)[..., :-2]
+
+
+def test_layers_that_compute_more_than_they_return():
+    """Their positions are those that are computed."""
+    net = torch.nn.Sequential(Causal(6, 8), torch.nn.ReLU(), Causal(8, 5))
+    gates = Gates(net, example=[torch.rand(1, 6, 20)])
+    gates.freeze({"0": 3})
+    small, _ = compact(gates)
+    x = torch.rand(1, 6, 20)
+    assert gates.cost.macs() == count_macs(gates.plain_copy(), x)
+    assert gates.cost.macs({"0": 3}) == count_macs(small, x)
+
+
+class Twice(torch.nn.Linear):
+    """Computes more than its formula knows."""
+
+    def forward(self, x):
+        return super().forward(x) @ x.new_ones(self.out_features, 5)
+
+
+def test_a_formula_that_does_not_hold_is_said(caplog):
+    """With the name of the layer."""
+    net = torch.nn.Sequential(torch.nn.Linear(6, 8), Twice(8, 7))
+    CostModel(net, [], [torch.rand(1, 9, 6)], 1.0)
+    assert "'1' (Twice)" in caplog.text
+
+
+class Language(torch.nn.Module):
+    """A language model whose output layer has the embedding's weights."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.embedding, self.between = torch.nn.Embedding(30, 8), between
+        self.out = torch.nn.Linear(8, 30)
+        self.out.weight = self.embedding.weight
+
+    def forward(self, x):
+        return self.out(self.between(self.embedding(x)).relu())
+
+
+def test_shared_weights_are_counted_and_cut_once():
+    """Of a stream that both have; they stay one parameter."""
+    net = Language(torch.nn.Identity())
+    gates = Gates(net, example=[x := torch.randint(0, 30, (1, 9))])
+    gates["embedding"].reorder(torch.rand(8))
+    gates.freeze({"embedding": 3})
+    small, _ = compact(gates)
+    assert small.out.weight is small.embedding.weight
+    assert gates.cost.params() == 30 * 8 + 30
+    assert gates.cost.params({"embedding": 3}) == n_parameters(small) == 120
+    torch.testing.assert_close(small(x), net.eval()(x))
+
+
+def test_shared_weights_of_two_streams_stay():
+    """One matrix cannot be cut in two ways."""
+    net = Language(torch.nn.Linear(8, 8))
+    with pytest.raises(ValueError, match="which other layers share"):
+        Gates(net, example=[torch.randint(0, 30, (1, 9))])
+    net.between = torch.nn.Sequential(
+        torch.nn.Linear(8, 7), torch.nn.Linear(7, 8)
+    )
+    gates = Gates(net, example=[torch.randint(0, 30, (1, 9))])
+    assert list(gates) == ["between.0"]
+    gates.freeze({"between.0": 4})
+    assert gates.cost.params({"between.0": 4}) == n_parameters(
+        compact(gates)[0]
+    )

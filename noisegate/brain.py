@@ -199,6 +199,7 @@ class GatedBrain(sb.Brain):
         self._compacted = False
         self._steps = None
         self._cut = {}  # names of what was cut in self.modules
+        self._uncut = {}  # what was in self.modules before
         self._commit = _commit()  # now: the repository may move on meanwhile
 
     # ---- contract with the recipe ----------------------------------------
@@ -380,7 +381,9 @@ class GatedBrain(sb.Brain):
         return {k: opt for k, opt in optimizers.items() if k != "gates"}
 
     def on_stage_start(self, stage, epoch=None):
-        """See ``sb.Brain.on_stage_start``; freezes widths."""
+        """See ``sb.Brain.on_stage_start``; freezes widths, cuts for tests."""
+        if stage == sb.Stage.TEST:
+            self._cut_modules()
         if stage != sb.Stage.TRAIN:
             return
         self._epoch = epoch
@@ -455,11 +458,28 @@ class GatedBrain(sb.Brain):
                 out.write(line + "\n")
 
     def on_evaluate_start(self, max_key=None, min_key=None):
-        """See ``sb.Brain.on_evaluate_start``; compacts the best model."""
-        if self._compacted:
-            return
-        self._steps = self.optimizer_step  # is loaded with the best epoch
+        """See ``sb.Brain.on_evaluate_start``; loads the best model.
+
+        It is cut behind that, by ``on_stage_start``: a recipe may load an
+        average of checkpoints, into the modules or into the hparams.
+        """
+        self.modules.update(self._uncut)
+        if self._steps is None:
+            self._steps = self.optimizer_step  # is loaded with the best epoch
         super().on_evaluate_start(max_key=max_key, min_key=min_key)
+
+    def evaluate(self, *args, **kwargs):
+        """See ``sb.Brain.evaluate``: of the cut model."""
+        self._compacted = False
+        loss = super().evaluate(*args, **kwargs)
+        if not self._compacted:
+            raise RuntimeError(
+                "on_stage_start must call super().on_stage_start(stage, epoch)"
+            )
+        return loss
+
+    def _cut_modules(self):
+        """Puts cut models in the place of those with gates."""
         if not self.gates.frozen:
             raise RuntimeError(
                 "the widths are not final: no checkpoint with frozen widths "
@@ -470,6 +490,7 @@ class GatedBrain(sb.Brain):
         # Without the wrappers of DDP and compilation, which evaluation does
         # not need and which cannot be saved
         for key, module in list(self.modules.items()):
+            self._uncut.setdefault(key, module)
             module = unwrapped(module)
             if module is self.gates.model:
                 self._cut[key] = "model"

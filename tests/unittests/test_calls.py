@@ -4,12 +4,15 @@ import copy
 import threading
 
 import pytest
+import speechbrain as sb
 import torch
+from speechbrain.utils.checkpoints import average_checkpoints
 from torch.utils.checkpoint import checkpoint
 
 from noisegate import ComplexityLoss, Gates, NoiseGate, compact
 from noisegate.baselines.gates import HardConcreteGate
-from tests.unittests.brains import TinyBrain, brain, fit
+from noisegate.brain import GatedBrain
+from tests.unittests.brains import TinyBrain, brain, dataset, fit
 
 nn = torch.nn
 
@@ -248,3 +251,58 @@ def test_own_optimizers():
     assert list(trainer.optimizers_dict) == ["conv", "rest", "gates"]
     assert trainer.gates.frozen
     assert trainer.gates.cost.ratio(trainer.gates.integer_widths()) <= 0.5
+
+
+class AveragingBrain(TinyBrain):
+    """Evaluates the mean of the best checkpoints, as SpeechBrain's recipes."""
+
+    into = "modules"
+
+    def on_evaluate_start(self, max_key=None, min_key=None):
+        """Loads it into the modules or into hparams."""
+        super().on_evaluate_start(max_key=max_key, min_key=min_key)
+        found = self.checkpointer.find_checkpoints(min_key="loss")
+        mean = average_checkpoints(found, recoverable_name="model")
+        if self.into == "modules":
+            self.modules.model.load_state_dict(mean, strict=True)
+        else:
+            self.gates.model.load_state_dict(mean, strict=True)
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """Keeps several checkpoints."""
+        GatedBrain.on_stage_end(self, stage, stage_loss, epoch)
+        if stage == sb.Stage.VALID and self.widths_are_final:
+            self.checkpointer.save_checkpoint(meta={"loss": stage_loss})
+
+
+def test_averaged_checkpoints_are_evaluated(tmp_path):
+    """Cut behind the average, for each test set, wherever it is loaded."""
+    trainer = fit(brain(tmp_path, brain_class=AveragingBrain, epochs=5))
+    options = {"min_key": "loss", "test_loader_kwargs": {"batch_size": 4}}
+    losses = []
+    for into in ("modules", "hparams", "modules"):
+        trainer.into = into
+        losses.append(trainer.evaluate(dataset(8), **options))
+    assert losses[0] == losses[1] == losses[2]
+    averaged = trainer.modules.model.state_dict()
+    single = TinyBrain.on_evaluate_start
+    single(trainer, min_key="loss")
+    small, _ = compact(trainer.gates)
+    best = small.state_dict()
+    assert any(not torch.equal(best[key], averaged[key]) for key in best)
+
+
+class ForgetfulBrain(TinyBrain):
+    """Does not call super() where the model is cut."""
+
+    def on_stage_start(self, stage, epoch=None):
+        """In training only."""
+        if stage == sb.Stage.TRAIN:
+            super().on_stage_start(stage, epoch)
+
+
+def test_an_evaluation_of_the_uncut_model_is_an_error(tmp_path):
+    """Not a wrong figure."""
+    trainer = fit(brain(tmp_path, brain_class=ForgetfulBrain))
+    with pytest.raises(RuntimeError, match="must call super"):
+        trainer.evaluate(dataset(8), min_key="loss")

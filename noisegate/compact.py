@@ -26,6 +26,12 @@ import ruamel.yaml
 import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
+from speechbrain.utils.checkpoints import (
+    DEFAULT_SAVE_HOOKS,
+    Checkpointer,
+    get_default_hook,
+    torch_save,
+)
 
 from noisegate.cut import cut, kept_features
 from noisegate.layers import undeclare
@@ -33,8 +39,8 @@ from noisegate.probe import FORWARD_ERRORS
 from noisegate.rules.base import rule_of
 from noisegate.rules.features import FEATURES
 
-# Attributes that do not come from the constructor, or are written separately
-_STATE = ("training", "top_db")
+_STATE = ("training", "device")  # attributes that are no settings
+_SETTINGS = (bool, int, float, str)  # kinds that a YAML can set
 
 
 def compact(gates):
@@ -194,7 +200,7 @@ def _class(module):
 def _settings(module):
     """Classes, shapes and plain attributes: what two equal modules share."""
     found = {k: tuple(v.shape) for k, v in module.state_dict().items()}
-    plain = (bool, int, float, str, type, types.FunctionType)
+    plain = (*_SETTINGS, type, types.FunctionType)
     for path, part in module.named_modules():
         found[path, "class"] = _class(part)
         for key, value in vars(part).items():
@@ -204,25 +210,54 @@ def _settings(module):
     return found
 
 
+def _missing(name, lines, module):
+    """Lines that set what was set behind the constructor of a module, after
+    those that make it. Raises ValueError if it cannot be set."""
+    try:
+        with torch.random.fork_rng():
+            built = _settings(load_hyperpyyaml("\n".join(lines))[name])
+    except ImportError as error:
+        raise ValueError(
+            f"'{name}' cannot be built from its YAML: {error}"
+        ) from error
+    expected, more = _settings(module), []
+    for key, value in expected.items():
+        if built.get(key) == value:
+            continue
+        path, attribute = key if isinstance(key, tuple) else (key, "shape")
+        owner = f"{name}.{path}" if path else name
+        if not (isinstance(value, _SETTINGS) and key in built):
+            raise ValueError(
+                f"'{owner}': its {attribute} is {value}, but {built.get(key)} "
+                "as its YAML builds it, which cannot be set there"
+            )
+        more += [
+            f"__{name}_set_{len(more) // 2}: !apply:setattr",
+            f"    [!ref <{owner}>, {attribute}, {_scalar(value)}]",
+        ]
+    return more
+
+
 def _builds(expression, module):
     """Whether an expression makes a module of the same class and sizes."""
     try:
-        with torch.random.fork_rng():
-            built = load_hyperpyyaml(f"module: {expression}")["module"]
+        return not _missing("module", [f"module: {expression}"], module)
     except FORWARD_ERRORS:  # what a constructor raises for such sizes
         return False
-    return _settings(built) == _settings(module)
 
 
 def _expression(name, module, originals):
     """Lines that make a module: the constructor, or the original cut."""
+    if rule_of(module).in_front:
+        written = [f"{name}: {_to_yaml(module)}"]
+        return written + _missing(name, written, module)
     error = None
     original, sizes = originals.get(name, (None, None))
     written = [f"{name}: " + (original or "").replace("\n", "\n    ")]
     # Functions that made a module may be at hand in the recipe only
     called = (original or "").startswith("!apply:")
     if original is not None and not sizes and not called:  # as it was
-        return written
+        return written + _missing(name, written, module)
     try:
         expression = _to_yaml(module)
         if _builds(expression, module):
@@ -240,7 +275,7 @@ def _expression(name, module, originals):
             f"    - !ref <{name}>",
             f"    - {json.dumps(sizes)}",
         ]
-    return written
+    return written + _missing(name, written, module)
 
 
 def _own_files(text):
@@ -253,6 +288,39 @@ def _own_files(text):
         if alone and "site-packages" not in path.parts:
             found.append(path)
     return found
+
+
+def _check_folder(folder, modules):
+    """Raises ValueError if what a folder loads is not what was saved."""
+    text = Path(folder, "hyperparams.yaml").read_text(encoding="utf-8")
+    with torch.random.fork_rng():
+        loaded = load_hyperpyyaml(text)
+    loaded["pretrainer"].collect_files(folder)
+    loaded["pretrainer"].load_collected()
+    for name, module in modules.items():
+        expected = _tensors(module)
+        made = _tensors(loaded["modules"][name])
+        for key, value in expected.items():
+            if key not in made or not torch.equal(value, made[key]):
+                raise ValueError(
+                    f"'{name}.{key}' is {value}, but {made.get(key)} when it "
+                    "is loaded from what was written"
+                )
+
+
+def _has_saver(module):
+    """Whether a class tells SpeechBrain how it is saved."""
+    return get_default_hook(module, DEFAULT_SAVE_HOOKS) is not torch_save
+
+
+def _tensors(module):
+    """What was learned: the state, and the statistics of normalizers."""
+    found = dict(module.state_dict())
+    for path, part in module.named_modules():
+        for key, value in vars(part).items() if _has_saver(part) else ():
+            if torch.is_tensor(value):
+                found[f"{path}.{key}".lstrip(".")] = value
+    return {key: value.cpu() for key, value in found.items()}
 
 
 def save_compact(folder, modules, header="", originals=None, **values):
@@ -287,7 +355,7 @@ def save_compact(folder, modules, header="", originals=None, **values):
         If the folder exists: results are never overwritten.
     ValueError
         If a module can be built by its constructor neither at its sizes nor
-        as given in originals.
+        as given in originals; if what is loaded from the folder differs.
     """
     folder = os.path.abspath(folder)
     if os.path.exists(folder):
@@ -301,15 +369,13 @@ def save_compact(folder, modules, header="", originals=None, **values):
             lines.append(f"{key}: {_scalar(value)}")
     for name, module in modules.items():
         lines += _expression(name, module, originals or {})
-        if rule_of(module).in_front:
-            top_db = _scalar(rule_of(module).top_db)
-            lines += [
-                f"__{name}_top_db: !apply:setattr",
-                f"    [!ref <{name}.compute_fbanks>, top_db, {top_db}]",
-            ]
     lines.append("modules:")
     lines += [f"    {name}: !ref <{name}>" for name in modules]
-    loaded = [name for name, module in modules.items() if module.state_dict()]
+    loaded = {
+        name: module
+        for name, module in modules.items()
+        if module.state_dict() or _has_saver(module)
+    }
     lines.append(
         "pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer"
     )
@@ -318,13 +384,15 @@ def save_compact(folder, modules, header="", originals=None, **values):
     os.makedirs(os.path.dirname(folder), exist_ok=True)
     part = tempfile.mkdtemp(dir=os.path.dirname(folder), prefix=".compact")
     try:
-        for name in loaded:
-            state = modules[name].state_dict()
-            torch.save(state, os.path.join(part, name + ".ckpt"))
+        saved = Checkpointer(part, loaded).save_checkpoint()
+        for name, path in saved.paramfiles.items():
+            shutil.move(path, os.path.join(part, name + ".ckpt"))
+        shutil.rmtree(saved.path)
         text = "\n".join(lines) + "\n"
         Path(part, "hyperparams.yaml").write_text(text, encoding="utf-8")
         for file in _own_files(text):
             shutil.copy(file, part)
+        _check_folder(part, modules)
         os.chmod(part, 0o755)
         os.rename(part, folder)
     except BaseException:

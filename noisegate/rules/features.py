@@ -54,7 +54,11 @@ class FbankRule(LayerRule):
         with torch.no_grad():
             bank.f_central.copy_(old.f_central.cpu()[index] * scale)
             bank.band.copy_(old.band.cpu()[index] * scale)
-        bank.top_db = old.top_db
+        # Settings that may have been made behind the constructor
+        for name in ("log_mel", "power_spectrogram", "multiplier", "amin"):
+            setattr(bank, name, getattr(old, name))
+        for name in ("ref_value", "db_multiplier", "top_db"):
+            setattr(bank, name, getattr(old, name))
         return new.requires_grad_(False)
 
     def arguments(self):

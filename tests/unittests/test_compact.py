@@ -9,16 +9,19 @@ import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.inference.interfaces import Pretrained
+from speechbrain.lobes.features import Fbank
 from speechbrain.lobes.models.CRDNN import CNN_Block, DNN_Block
 from speechbrain.nnet.activations import Softmax
 from speechbrain.nnet.containers import Sequential
 from speechbrain.nnet.linear import Linear
 from speechbrain.nnet.RNN import GRU
+from speechbrain.processing.features import InputNormalization
 
 from noisegate.compact import compact, final_sizes, save_compact, shrink
 from noisegate.gates import Gates
 from noisegate.layers import GatedConv1d, GatedFbank
 from noisegate.loss import ComplexityLoss
+from noisegate.rules import rule_of
 from tests.unittests import models
 
 
@@ -236,6 +239,7 @@ import sys
 sys.modules["noisegate"] = None  # importing it raises ImportError
 import torch
 from speechbrain.inference.interfaces import Pretrained
+from speechbrain.lobes.features import Fbank
 from speechbrain.lobes.models.CRDNN import CNN_Block, DNN_Block
 from speechbrain.nnet.activations import Softmax
 from speechbrain.nnet.containers import Sequential
@@ -446,7 +450,7 @@ def test_settings_that_a_class_forgets_are_an_error(tmp_path):
 
 
 def test_what_a_function_made_loads_without_it(tmp_path):
-    """By the constructors of its layers; as it was where these fail."""
+    """By the constructors of its layers; an error where these fail, too."""
     net = Sequential(input_shape=[None, None, 4])
     net.append(Linear, n_neurons=3, layer_name="out")
     made = {"model": ("!apply:students.student", {})}
@@ -454,9 +458,8 @@ def test_what_a_function_made_loads_without_it(tmp_path):
     text = (tmp_path / "a" / "hyperparams.yaml").read_text()
     assert load_hyperpyyaml(text)["model"].out.w.out_features == 3
     net.append(Softmax(apply_log=True), layer_name="softmax")
-    save_compact(str(tmp_path / "b"), {"model": net}, originals=made)
-    text = (tmp_path / "b" / "hyperparams.yaml").read_text()
-    assert text.startswith("model: !apply:students.student\nmodules:")
+    with pytest.raises(ValueError, match="'model' cannot be built.*students"):
+        save_compact(str(tmp_path / "b"), {"model": net}, originals=made)
 
 
 @pytest.mark.parametrize(
@@ -482,3 +485,62 @@ def test_weights_of_folded_layers_load(normalized):
     loaded.load_state_dict(small.state_dict())
     x = torch.randn(4, 5)
     assert torch.equal(loaded(x), small(x))
+
+
+def trained_normalizer(**options):
+    """Statistics of two batches."""
+    normalizer = InputNormalization(**options)
+    for seed in range(2):
+        torch.manual_seed(seed)
+        normalizer(2 + torch.randn(3, 9, 4), torch.ones(3))
+    return normalizer.eval()
+
+
+NORMALIZER = "!new:speechbrain.processing.features.InputNormalization"
+
+
+class Normalized(Pretrained):
+    """Features, normalized."""
+
+    MODULES_NEEDED = ["mean_var_norm"]
+
+
+@pytest.mark.parametrize("std_norm", [True, False])
+def test_statistics_and_later_settings_of_normalizers_are_saved(
+    std_norm, tmp_path
+):
+    """Global ones; attributes that a recipe sets behind the constructor."""
+    normalizer = trained_normalizer(norm_type="global")
+    normalizer.std_norm = std_norm
+    originals = {"mean_var_norm": (f"{NORMALIZER}\n    norm_type: global", {})}
+    folder = str(tmp_path / "compact")
+    save_compact(folder, {"mean_var_norm": normalizer}, "", originals)
+    loaded = Normalized.from_hparams(source=folder, savedir=folder)
+    x, lens = torch.randn(2, 9, 4), torch.ones(2)
+    got = loaded.mods.mean_var_norm(x, lens)
+    assert torch.equal(got, normalizer(x, lens))
+    assert loaded.mods.mean_var_norm.std_norm is std_norm
+
+
+def test_a_setting_that_cannot_be_written_is_an_error(tmp_path):
+    """With its name; nothing is left behind."""
+    normalizer = trained_normalizer(norm_type="global")
+    normalizer.kind = torch.nn.Linear
+    originals = {"norm": (f"{NORMALIZER}\n    norm_type: global", {})}
+    with pytest.raises(ValueError, match="'norm': its kind is .*Linear"):
+        save_compact(tmp_path / "a" / "b", {"norm": normalizer}, "", originals)
+    assert not list(tmp_path.glob("**/*.yaml"))
+
+
+@pytest.mark.parametrize("bands", [None, 5])
+def test_later_settings_of_filterbanks_are_kept(bands, tmp_path):
+    """Whether mel bands are cut or not."""
+    front_end = Fbank(n_mels=8)
+    front_end.compute_fbanks.log_mel = False
+    if bands:
+        front_end = rule_of(front_end).cut("out", torch.arange(bands))
+    save_compact(tmp_path / "compact", {"compute_features": front_end})
+    loaded = load_modules(str(tmp_path / "compact"))["compute_features"]
+    wav = torch.rand(1, 1600)
+    assert torch.equal(loaded(wav), front_end(wav))
+    assert float(front_end(wav).min()) >= 0  # no decibels

@@ -12,6 +12,7 @@ Authors
 """
 
 import copy
+import inspect
 import io
 import json
 import os
@@ -28,9 +29,8 @@ import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from speechbrain.utils.checkpoints import (
     DEFAULT_SAVE_HOOKS,
-    Checkpointer,
+    DEFAULT_TRANSFER_HOOKS,
     get_default_hook,
-    torch_save,
 )
 
 from noisegate.cut import cut, kept_features
@@ -290,16 +290,16 @@ def _own_files(text):
     return found
 
 
-def _check_folder(folder, modules):
+def _check_folder(folder, modules, loadable):
     """Raises ValueError if what a folder loads is not what was saved."""
     text = Path(folder, "hyperparams.yaml").read_text(encoding="utf-8")
     with torch.random.fork_rng():
-        loaded = load_hyperpyyaml(text)
-    loaded["pretrainer"].collect_files(folder)
-    loaded["pretrainer"].load_collected()
+        built = load_hyperpyyaml(text)["modules"]
     for name, module in modules.items():
-        expected = _tensors(module)
-        made = _tensors(loaded["modules"][name])
+        if name in loadable:  # as by Pretrainer, which waits for all of them
+            load = get_default_hook(module, DEFAULT_TRANSFER_HOOKS)
+            load(built[name], os.path.join(folder, name + ".ckpt"))
+        expected, made = _tensors(module), _tensors(built[name])
         for key, value in expected.items():
             if key not in made or not torch.equal(value, made[key]):
                 raise ValueError(
@@ -310,7 +310,8 @@ def _check_folder(folder, modules):
 
 def _has_saver(module):
     """Whether a class tells SpeechBrain how it is saved."""
-    return get_default_hook(module, DEFAULT_SAVE_HOOKS) is not torch_save
+    usual = DEFAULT_SAVE_HOOKS[torch.nn.Module]
+    return get_default_hook(module, DEFAULT_SAVE_HOOKS) is not usual
 
 
 def _tensors(module):
@@ -384,15 +385,15 @@ def save_compact(folder, modules, header="", originals=None, **values):
     os.makedirs(os.path.dirname(folder), exist_ok=True)
     part = tempfile.mkdtemp(dir=os.path.dirname(folder), prefix=".compact")
     try:
-        saved = Checkpointer(part, loaded).save_checkpoint()
-        for name, path in saved.paramfiles.items():
-            shutil.move(path, os.path.join(part, name + ".ckpt"))
-        shutil.rmtree(saved.path)
+        for name, module in loaded.items():
+            # Without what makes it wait for the other processes
+            save = inspect.unwrap(get_default_hook(module, DEFAULT_SAVE_HOOKS))
+            save(module, os.path.join(part, name + ".ckpt"))
         text = "\n".join(lines) + "\n"
         Path(part, "hyperparams.yaml").write_text(text, encoding="utf-8")
         for file in _own_files(text):
             shutil.copy(file, part)
-        _check_folder(part, modules)
+        _check_folder(part, modules, loaded)
         os.chmod(part, 0o755)
         os.rename(part, folder)
     except BaseException:

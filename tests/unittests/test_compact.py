@@ -453,12 +453,12 @@ def test_what_a_function_made_loads_without_it(tmp_path):
     """By the constructors of its layers; an error where these fail, too."""
     net = Sequential(input_shape=[None, None, 4])
     net.append(Linear, n_neurons=3, layer_name="out")
-    made = {"model": ("!apply:students.student", {})}
+    made = {"model": ("!apply:nowhere.student", {})}
     save_compact(str(tmp_path / "a"), {"model": net}, originals=made)
     text = (tmp_path / "a" / "hyperparams.yaml").read_text()
     assert load_hyperpyyaml(text)["model"].out.w.out_features == 3
     net.append(Softmax(apply_log=True), layer_name="softmax")
-    with pytest.raises(ValueError, match="'model' cannot be built.*students"):
+    with pytest.raises(ValueError, match="'model' cannot be built.*nowhere"):
         save_compact(str(tmp_path / "b"), {"model": net}, originals=made)
 
 

@@ -70,10 +70,10 @@ class Tap(torch.nn.Module):
         if self.training and self.gate.frozen is None and not recomputing():
             self._update_statistics(x)
         self.gate.ran = self.gate.ran or self.training
-        if self.gate.is_open(self.training):
-            return x
         if self.where is None:
             return self._mix(x)
+        if self.gate.is_open(self.training):
+            return x
         part = x.index_select(self.dim, self.where)
         return x.index_copy(self.dim, self.where, self._mix(part))
 

@@ -333,14 +333,14 @@ class GatedBrain(sb.Brain):
                 "complexity_loss", self.complexity_loss
             )
         super().on_fit_start()
-        steps = [
-            (name, id(parameter))
+        of_gates = {id(parameter) for parameter in self.gates.parameters()}
+        stepped_by = {
+            name
             for name, optimizer in (self.optimizers_dict or {}).items()
             for group in optimizer.param_groups
-            for parameter in group["params"]
-        ]
-        of_gates = {id(parameter) for parameter in self.gates.parameters()}
-        if of_gates and {k for k, p in steps if p in of_gates} != {"gates"}:
+            if not of_gates.isdisjoint(map(id, group["params"]))
+        }
+        if of_gates and stepped_by != {"gates"}:
             raise RuntimeError(
                 "the gates need an optimizer of their own: an init_optimizers "
                 "that sets optimizers_dict must call super().init_optimizers() "

@@ -33,7 +33,8 @@ PRODUCTS = "products between the layers"
 
 
 def count_macs(model, inputs):
-    """Counts the MACs (int) of one pass of a model, whatever computes them.
+    """Counts the MACs (int) of one pass of a model in evaluation, whatever
+    computes them.
 
     Example
     -------
@@ -48,18 +49,13 @@ def _counted(model, inputs):
     # Kernels that compute a whole layer are not counted
     fused = any(rule_of(module).fused for module in model.modules())
     onednn = torch.backends.mkldnn.enabled and not fused
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with (
-            torch.no_grad(),
-            torch.backends.mkldnn.flags(enabled=onednn),
-            sdpa_kernel(SDPBackend.MATH),
-            FlopCounterMode(display=False) as counter,
-        ):
-            model(*inputs)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
+    with (
+        evaluating(model),
+        torch.backends.mkldnn.flags(enabled=onednn),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
+        model(*inputs)
     return counter
 
 
@@ -96,7 +92,7 @@ def _shared_cost(widths, calls):
 def _count_cut(model, groups, widths, inputs):
     """The MACs of a model that is cut to some widths."""
     keep = {name: torch.arange(width) for name, width in widths.items()}
-    small = cut(detached_copy(model).eval(), kept_features(groups, keep))
+    small = cut(detached_copy(model), kept_features(groups, keep))
     inputs = copy.deepcopy(inputs)
     if FEATURES in keep:
         kept = keep[FEATURES].to(inputs[0].device)
@@ -183,15 +179,14 @@ class CostModel:
 
     def _count_shared_once(self, model, rules, calls):
         """Parameters of several layers are in the cost of each."""
-        paths = {module: path for path, module in model.named_modules()}
         for places in shared_parameters(model):
             owners = [
-                (leaf, paths[layer], name)
-                for layer, name in places
+                (leaf, path, name)
+                for path, _, name in places
                 for leaf in calls
-                if f"{paths[layer]}.".startswith(f"{leaf}.")
+                if f"{path}.".startswith(f"{leaf}.")
             ]
-            n_entries = getattr(*places[0]).numel()
+            n_entries = getattr(*places[0][1:]).numel()
             for leaf, path, name in owners[1:]:
                 sizes = {}
                 if name == "weight" and leaf == path:

@@ -65,8 +65,8 @@ def cut(model, kept):
         layer = model.get_submodule(path)
         device = next(layer.parameters(), index).device
         rule_of(layer).cut(role, index.to(device))
-    for (owner, name), *others in tied:
-        for other, its_name in others:
+    for (_, owner, name), *others in tied:
+        for _, other, its_name in others:
             setattr(other, its_name, getattr(owner, name))
     for module in model.modules():
         rule_of(module).renew()

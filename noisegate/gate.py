@@ -298,8 +298,10 @@ class NoiseGate(Gate):
 
     def mix(self, x, std, training, dim=-1, index=None):
         """Zeroes closed features, mixes noise into those at the edge."""
-        if self.is_hard(training) or self.is_open(training):
+        if self.is_hard(training):
             return super().mix(x, std, training, dim, index)
+        if self.is_open(training):
+            return x
         mask, edge, gate, partial = self._edge()
         y = self._scale(x, mask, dim, index)
         if not len(edge):

@@ -15,6 +15,7 @@ Authors
 
 import collections
 import dataclasses
+import itertools
 import math
 from typing import Optional
 
@@ -152,20 +153,18 @@ def find_groups(model, example, front_end=None):
 def _lock_shared(model, groups):
     """Locks groups that would cut a parameter of several layers in a different
     way for each."""
-    paths = {module: path for path, module in model.named_modules()}
     for places in shared_parameters(model):
         cuts = [
-            _cuts(paths[layer], name, rule_of(layer), groups)
-            for layer, name in places
+            _cuts(path, name, rule_of(layer), groups)
+            for path, layer, name in places
         ]
         if any(cut != cuts[0] for cut in cuts):
-            path = paths[places[0][0]]
-            for cut in cuts:
-                for _, group in cut:
-                    group.locked_reason = (
-                        f"cuts '{path}.{places[0][1]}', which other layers "
-                        "share, for some of them only"
-                    )
+            path, _, name = places[0]
+            for _, group in itertools.chain(*cuts):
+                group.locked_reason = (
+                    f"cuts '{path}.{name}', which other layers share, for "
+                    "some of them only"
+                )
 
 
 def _cuts(path, name, rule, groups):

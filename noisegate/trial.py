@@ -243,16 +243,16 @@ class _Trial:
     def _variants(self, inputs, whole):
         """The inputs, and those of the model's own kind that it takes: two at
         once, some of the length, all of the length asked for."""
-        variants = [inputs]
+        variants = []
         batches = [x.shape[0] if x.dim() else 0 for x in tensors(inputs)]
         if set(batches) == {1} and all(map(torch.is_tensor, inputs)):
             variants.append([torch.cat([x, x.flip(-1)]) for x in inputs])
-        if len(inputs) == 1 and variants[1:] and inputs[0].dim() > 1:
+        if len(inputs) == 1 and variants and inputs[0].dim() > 1:
             n_frames = inputs[0].shape[1]
             variants.append([inputs[0][:, : n_frames - n_frames // 3]])
         if tensors(whole)[0].shape != tensors(inputs)[0].shape:
             variants.append(whole)
-        taken = []
+        taken = [inputs]
         for variant in variants:
             try:
                 self._run(self.model, variant)
@@ -287,16 +287,15 @@ class _Trial:
         )
         with evaluating(model), self.doubles.computing():
             outputs = tensors(model(*inputs))
-        if not any(x.is_floating_point() or x.is_complex() for x in outputs):
+        scores = [x for x in outputs if x.is_floating_point() or x.is_complex()]
+        if not scores:
             raise TrialError(
                 f"{type(model).__name__} returns no real or complex numbers: "
                 "it cannot be told whether cutting is exact. Gate the model "
                 "that makes its scores"
             )
-        if self.doubles.dtype is torch.float64:
-            return outputs
-        # Integers, such as codes, may have ties
-        return [x for x in outputs if x.is_floating_point() or x.is_complex()]
+        # Integers, such as codes, may have ties in float32
+        return outputs if self.doubles.dtype is torch.float64 else scores
 
     def failure(self, groups):
         """Returns why cutting some groups is not exact, or None if it is."""

@@ -291,11 +291,11 @@ def select(module, name, axis, index):
 
 def shared_parameters(model):
     """Returns the parameters that several layers have: for each of them a
-    list of (layer, name)."""
+    list of (path, layer, name)."""
     places = {}
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            places.setdefault(id(parameter), []).append((module, name))
+    for path, layer in model.named_modules():
+        for name, parameter in layer.named_parameters(recurse=False):
+            places.setdefault(id(parameter), []).append((path, layer, name))
     return [place for place in places.values() if len(place) > 1]
 
 

@@ -52,12 +52,10 @@ class ConvRule(LayerRule):
 
     def cost(self, widths, calls):
         n_out = widths["norm"] if self.depthwise else widths["out"]
-        if self.depthwise:
-            n_in = 1
-        elif self.layer.groups == 1:
+        # What a group reads may not change
+        n_in = self.layer.in_channels // self.layer.groups
+        if self.layer.groups == 1:
             n_in = widths["in"]
-        else:  # may not change
-            n_in = self.layer.in_channels // self.layer.groups
         weights = n_in * n_out * math.prod(self.layer.kernel_size)
         params = weights + n_out * (self.layer.bias is not None)
         positions = calls["positions"]

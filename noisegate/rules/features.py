@@ -55,9 +55,8 @@ class FbankRule(LayerRule):
             bank.f_central.copy_(old.f_central.cpu()[index] * scale)
             bank.band.copy_(old.band.cpu()[index] * scale)
         # Settings that may have been made behind the constructor
-        for name in ("log_mel", "power_spectrogram", "multiplier", "amin"):
-            setattr(bank, name, getattr(old, name))
-        for name in ("ref_value", "db_multiplier", "top_db"):
+        names = ("log_mel", "power_spectrogram", "multiplier", "amin")
+        for name in (*names, "ref_value", "db_multiplier", "top_db"):
             setattr(bank, name, getattr(old, name))
         return new.requires_grad_(False)
 

@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import zoo_export, zoo_rival
 from benchmarks.zoo_models import ZOO, build
-from noisegate.compact import compact, final_sizes, shrink
+from noisegate.compact import compact
 from noisegate.cost import count_macs
 from noisegate.evaluation.files import (
     fill_blocks,
@@ -49,6 +49,7 @@ from noisegate.gates import Gates
 from noisegate.loss import ComplexityLoss
 from noisegate.probe import tensors
 from noisegate.trial import relative_difference
+from tests.unittests.models import corrected, corrections
 
 RESULTS = Path(__file__).parent / "results" / "zoo.json"
 LIMIT_S = 900  # of a model, without the parts that follow
@@ -210,11 +211,11 @@ def exactness(name, gates, inputs):
         errors64.append(_difference64(chosen, inputs))
         counted = count_macs(small, copy.deepcopy(inputs))
         costs.append([round(float(chosen.cost.macs(widths))), counted])
-        sizes = json.loads(json.dumps(final_sizes(chosen, small)))
         file = io.BytesIO()
         torch.save(small.state_dict(), file)
         file.seek(0)
-        loaded = shrink(build(name)[0], sizes)
+        lines = corrections(build(name)[0], small)
+        loaded = corrected(build(name)[0], lines)
         loaded.load_state_dict(torch.load(file, weights_only=True))
         loads.append(relative_difference(made, run(loaded, inputs)))
     known = [error for error in errors64 if error is not None]

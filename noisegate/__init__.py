@@ -18,7 +18,6 @@ _PUBLIC = {
     "GatedBrain": "brain",
     "compact": "compact",
     "save_compact": "compact",
-    "shrink": "compact",
     "GatedFbank": "layers",
     "GatedLinear": "layers",
     "GatedConv1d": "layers",

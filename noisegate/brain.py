@@ -10,24 +10,24 @@ import json
 import os
 import subprocess
 import sys
-import zipfile
-from pathlib import Path
 
 import speechbrain as sb
 import torch
+from speechbrain.augment.augmenter import Augmenter
 from speechbrain.dataio.dataloader import LoopedLoader
-from speechbrain.utils.checkpoints import (
-    mark_as_loader,
-    mark_as_saver,
-    register_checkpoint_hooks,
-)
 from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.train_logger import TensorboardLogger
 
 from noisegate import __version__
 from noisegate._private import unwrapped
-from noisegate.compact import compact, constructor, final_sizes, save_compact
+from noisegate.brain_model import BrainModel, find_gates
+from noisegate.checkpoints import RandomState, set_aside_incomplete
+from noisegate.compact import compact, constructor, save_compact, vocabularies
+from noisegate.gates import Gates
+from noisegate.loss import ComplexityLoss
+from noisegate.probe import evaluating, map_tensors
+from noisegate.rules.base import rule_of
 from noisegate.rules.features import FEATURES
 
 logger = get_logger(__name__)
@@ -49,76 +49,6 @@ def _commit():
     except OSError:  # no git, or no such folder
         return "unknown"
     return git.stdout.strip() or "unknown"
-
-
-@register_checkpoint_hooks
-class RandomState:
-    """The state of torch's random generators, for checkpoints.
-
-    SpeechBrain's checkpoints do not hold it, but dropout and gate noise
-    depend on it: with it a resumed run equals the uninterrupted one.
-    """
-
-    def __init__(self):
-        self.pending = None
-
-    @mark_as_saver
-    def save(self, path):
-        """Saves the present state."""
-        state = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            state["cuda"] = torch.cuda.get_rng_state()
-        torch.save(state, path)
-
-    @mark_as_loader
-    def load(self, path, end_of_epoch):
-        """Reads a state, which :meth:`restore` brings into force."""
-        self.pending = torch.load(path, map_location="cpu")
-
-    def restore(self):
-        """Brings a loaded state into force, once.
-
-        Ranks other than 0 get a state of their own, derived from the saved
-        one, because each has to draw its own noise.
-        """
-        if self.pending is None:
-            return
-        torch.set_rng_state(self.pending["cpu"])
-        if "cuda" in self.pending and torch.cuda.is_available():
-            torch.cuda.set_rng_state(self.pending["cuda"])
-        rank = int(os.environ.get("RANK", 0))
-        if rank > 0:
-            seed = int(torch.randint(2**31, (1,))) + rank
-            torch.manual_seed(seed)
-        self.pending = None
-
-
-def set_aside_incomplete(checkpointer):
-    """Renames checkpoints that were being written when the process ended.
-
-    SpeechBrain writes their files one by one and the description first, so
-    that a run killed meanwhile could not be resumed. The checkpointer has to
-    know all its recoverables.
-    """
-    names = [f"{name}.ckpt" for name in checkpointer.recoverables]
-    names.append("CKPT.yaml")
-    for folder in Path(checkpointer.checkpoints_dir).glob("CKPT+*"):
-        broken = [name for name in names if not _is_whole(folder / name)]
-        if broken:
-            target = folder.with_name(f"incomplete_{folder.name}")
-            folder.rename(target)
-            logger.warning(
-                f"{folder} is incomplete ({', '.join(broken)}) and is not "
-                f"used; renamed to {target.name}"
-            )
-
-
-def _is_whole(path):
-    if not path.is_file() or not path.stat().st_size:
-        return False
-    with open(path, "rb") as fin:
-        zipped = fin.read(2) == b"PK"  # as torch saves
-    return not zipped or zipfile.is_zipfile(path)
 
 
 def tensorboard_logger(output_folder):
@@ -154,7 +84,10 @@ class GatedBrain(sb.Brain):
     the compacted model.
 
     Required in hparams: ``gates`` (:class:`noisegate.gates.Gates`) and
-    ``complexity_loss`` (:class:`noisegate.loss.ComplexityLoss`). Optional:
+    ``complexity_loss`` (:class:`noisegate.loss.ComplexityLoss`). With both as
+    factories (``!name:``) all modules are gated together: ``fit`` finds the
+    groups in what ``compute_forward`` computes, see
+    :func:`noisegate.brain_model.find_gates`. Optional:
     ``output_folder``, where the history of the widths is written to
     ``gates.jsonl``; ``train_logger`` and ``tensorboard_train_logger`` (of
     :func:`tensorboard_logger`), which ``log_stats`` writes to.
@@ -178,14 +111,23 @@ class GatedBrain(sb.Brain):
         for key in ("gates", "complexity_loss"):
             if not hasattr(self.hparams, key):
                 raise ValueError(f"GatedBrain needs the key '{key}' in hparams")
+        # Factories if all modules are gated together
         self.gates = self.hparams.gates
         self.complexity_loss = self.hparams.complexity_loss
-        if self.jit and self.gates:
+        self._prepared = isinstance(self.gates, Gates)
+        if self._prepared != isinstance(self.complexity_loss, ComplexityLoss):
+            raise ValueError(
+                "gates and complexity_loss must both be objects (!new:), or "
+                "both be factories (!name:), for all modules together; got "
+                f"{self.gates!r:.60} and {self.complexity_loss!r:.60}"
+            )
+        gated = self.gates or not self._prepared
+        if self.jit and gated:
             raise ValueError(
                 "--jit cannot script gated layers; use --compile, or --jit "
                 "with the compacted model"
             )
-        if self.data_parallel_backend and self.gates:
+        if self.data_parallel_backend and gated:
             raise ValueError(
                 "--data_parallel_backend runs copies of the layers, in which "
                 "gates do not act; use torchrun (DistributedDataParallel)"
@@ -195,12 +137,22 @@ class GatedBrain(sb.Brain):
         self._unreached = set()  # gates without a gradient, as was warned
         self._steps_per_epoch = None
         self._term_added = False
-        self._fed = False
-        self._compacted = False
+        self._fed = self._stepped = False
+        self._first_step = 0
+        self._compacted = None  # the cut model
         self._steps = None
-        self._cut = {}  # names of what was cut in self.modules
+        self._cut = {}  # cut modules by those in whose place they are
         self._uncut = {}  # what was in self.modules before
+        self._uncut_hparams = {}
         self._commit = _commit()  # now: the repository may move on meanwhile
+
+    def _prepare(self, dataset, loader_kwargs):
+        """Gates all modules together, if the hparams say so."""
+        if self._prepared:
+            return
+        self.gates = find_gates(self, self.gates, dataset, loader_kwargs)
+        self.complexity_loss = self.complexity_loss(self.gates)
+        self._prepared = True
 
     # ---- contract with the recipe ----------------------------------------
 
@@ -300,6 +252,7 @@ class GatedBrain(sb.Brain):
         valid_loader_kwargs=None,
     ):
         """See ``sb.Brain.fit``."""
+        self._prepare(train_set, train_loader_kwargs)
         limit = getattr(epoch_counter, "limit", None)
         if self.gates and not self.debug and limit is not None:
             if not 2 <= self.freeze_epoch <= limit:
@@ -364,6 +317,7 @@ class GatedBrain(sb.Brain):
                         p for p in group["params"] if id(p) not in of_gates
                     ]
             self.gate_optimizer = self.gate_opt_class(parameters)
+            self.gate_optimizer.register_step_post_hook(self._on_gate_step)
             self.optimizers_dict["gates"] = self.gate_optimizer
         if self.checkpointer is None:
             return
@@ -373,6 +327,9 @@ class GatedBrain(sb.Brain):
             )
         # What follows next is the recovery
         run_on_main(set_aside_incomplete, args=[self.checkpointer])
+
+    def _on_gate_step(self, *args):
+        self._stepped = True
 
     def freeze_optimizers(self, optimizers):
         """See ``sb.Brain.freeze_optimizers``; final widths stay."""
@@ -387,7 +344,7 @@ class GatedBrain(sb.Brain):
         if stage != sb.Stage.TRAIN:
             return
         self._epoch = epoch
-        self._fed = False
+        self._fed, self._stepped, self._first_step = False, False, self.step
         self.gates.watch()
         # A run resumed within an epoch has done this already
         if self.step > 0 or self.gates.frozen or not self.gates:
@@ -443,6 +400,16 @@ class GatedBrain(sb.Brain):
         """See ``sb.Brain.on_stage_end``; writes the history of the widths."""
         # A run may resume behind the last batch of an epoch
         self.random_state.restore()
+        n_steps = (
+            self.step - self._first_step
+        ) // self.grad_accumulation_factor
+        due = stage == sb.Stage.TRAIN and self.gates and n_steps > 0
+        if due and not (self.gates.frozen or self._fed and self._stepped):
+            raise RuntimeError(
+                "a fit_batch that is overridden must call on_fit_batch_start, "
+                "self.optimizers_step() and on_fit_batch_end: the gates have "
+                "not been trained"
+            )
         idle = self.gates.idle()
         if stage == sb.Stage.TRAIN and self._fed and idle:
             raise RuntimeError(
@@ -464,15 +431,17 @@ class GatedBrain(sb.Brain):
         average of checkpoints, into the modules or into the hparams.
         """
         self.modules.update(self._uncut)
+        vars(self.hparams).update(self._uncut_hparams)
         if self._steps is None:
             self._steps = self.optimizer_step  # is loaded with the best epoch
         super().on_evaluate_start(max_key=max_key, min_key=min_key)
 
-    def evaluate(self, *args, **kwargs):
+    def evaluate(self, test_set, *args, **kwargs):
         """See ``sb.Brain.evaluate``: of the cut model."""
-        self._compacted = False
-        loss = super().evaluate(*args, **kwargs)
-        if not self._compacted:
+        self._prepare(test_set, kwargs.get("test_loader_kwargs"))
+        self._compacted = None
+        loss = super().evaluate(test_set, *args, **kwargs)
+        if self._compacted is None:
             raise RuntimeError(
                 "on_stage_start must call super().on_stage_start(stage, epoch)"
             )
@@ -487,57 +456,84 @@ class GatedBrain(sb.Brain):
                 f"{self.freeze_epoch} at least"
             )
         model, features = compact(self.gates)
+        if isinstance(model, BrainModel):
+            self._cut = self.gates.model.replacements(model)
+        else:
+            self._cut = {self.gates.model: model}
+            self._cut[self.gates.front_end] = features
         # Without the wrappers of DDP and compilation, which evaluation does
         # not need and which cannot be saved
         for key, module in list(self.modules.items()):
             self._uncut.setdefault(key, module)
             module = unwrapped(module)
-            if module is self.gates.model:
-                self._cut[key] = "model"
-                module = model.to(self.device)
-            elif features is not None and module is self.gates.front_end:
-                self._cut[key] = "features"
-                module = features.to(self.device)
-            self.modules[key] = module
-        if model not in self.modules.values():
+            self.modules[key] = self._cut.get(module, module).to(self.device)
+        for key, value in list(vars(self.hparams).items()):
+            if isinstance(value, torch.nn.Module) and value in self._cut:
+                self._uncut_hparams.setdefault(key, value)
+                setattr(self.hparams, key, self._cut[value].to(self.device))
+        if not {*self.modules.values()} & {*self._cut.values()}:
             raise RuntimeError(
                 "the gated model is no entry of modules, so the compacted one "
                 f"cannot take its place; modules: {list(self.modules)}"
             )
-        self._compacted = True
+        self._compacted = model
 
     def save_compact(self, hparams_file, overrides=None, folder=None, **values):
         """Saves the model that was evaluated; see ``compact.save_compact``.
 
         What cannot be written with its final sizes is built as in the entry
         ``modules`` of the recipe's YAML (with the overrides), then cut and
-        loaded. The folder, ``<output_folder>/compact`` if None, is not
+        loaded. Label encoders and tokenizers are saved, too, and, if all
+        modules are gated together, what ``compute_forward`` takes from the
+        hparams. The folder, ``<output_folder>/compact`` if None, is not
         overwritten; values are further keys of the YAML that is written.
         """
-        if not self._compacted:
+        if self._compacted is None:
             raise RuntimeError("evaluate() cuts the model: call it first")
         if not if_main_process():
             return
         if folder is None:
             folder = os.path.join(self.hparams.output_folder, "compact")
         modules, originals, shapes = {}, {}, {}
-        for name, module in self.modules.items():
+        beside = getattr(self._compacted, "beside", {})
+        calls = self._calls({**beside, **self.modules})
+        for name in dict.fromkeys([*self.modules, *calls]):
+            module = (
+                self.modules[name] if name in self.modules else beside[name]
+            )
             modules[name] = copy.deepcopy(module).cpu()
-            part = self._cut.get(name)
-            if part == "features" and FEATURES in self.gates:
+            if rule_of(module).in_front and FEATURES in self.gates:
                 continue  # its constructor takes any number of bands
-            is_model = part == "model"
-            if is_model and self.gates.input_shape is not None:
+            if module is self._compacted and self.gates.input_shape is not None:
                 shapes[name] = self._input_shape()
-            sizes = final_sizes(self.gates, module) if is_model else {}
-            built = constructor(hparams_file, name, overrides)
-            originals[name] = built, sizes
+            originals[name] = constructor(hparams_file, name, overrides)
+        modules.update(vocabularies({**vars(self.hparams), **vars(self)}))
         if shapes:  # what latency.py calls the model with
             seconds = self.gates.cost.seconds
             values = {"segment_s": seconds, "input_shape": shapes, **values}
         values = {"widths": self.gates.integer_widths(), **values}
         header = "Compacted model, see noisegate"
-        save_compact(folder, modules, header, originals, **values)
+        save_compact(folder, modules, header, originals, calls, **values)
+
+    def _calls(self, modules):
+        """What modules are called with when the cut model gets the example."""
+        calls, handles, named = {}, [], {m: k for k, m in modules.items()}
+
+        def note(module, args, kwargs):
+            calls[named[module]] = copy.deepcopy((args, kwargs))
+
+        for module in named:
+            if not isinstance(module, Augmenter):
+                hook = module.register_forward_pre_hook(note, with_kwargs=True)
+                handles.append(hook)
+        inputs = map_tensors(lambda x: x.to(self.device), self.gates.example)
+        if FEATURES in self.gates:
+            inputs[0] = self.open_features(inputs[0])
+        with evaluating(self._compacted):
+            self._compacted(*inputs)
+        for handle in handles:
+            handle.remove()
+        return calls
 
     def _input_shape(self):
         """Shape of what the cut model reads of one segment."""
@@ -551,6 +547,6 @@ class GatedBrain(sb.Brain):
         model reads, of those at full width: features computed once (a cache)
         fit the model while it is trained, the cut one reads the open bands."""
         gate = self.gates.get(FEATURES)
-        if not self._compacted or gate is None:
+        if self._compacted is None or gate is None:
             return feats
         return feats[..., gate.open_channels().to(feats.device)]

@@ -1,23 +1,25 @@
 """Cuts a gated model to its learned widths and saves it.
 
 The result holds torch and SpeechBrain layers only. It is saved as a folder
-with weights and a ``hyperparams.yaml``. Chains of layers are built in it by
-their ordinary constructors with the final sizes, so that it loads where
-noisegate is not installed. Classes whose constructors cannot express the
-sizes are built as they were and cut by :func:`shrink` before their weights are
-loaded.
+with weights and a ``hyperparams.yaml``, which loads where noisegate is not
+installed. Layers and chains of them are built in it by their ordinary
+constructors with the final sizes; classes whose constructors cannot express
+these are built as they were, then parameters are replaced by those of the
+final sizes, before the weights are loaded.
 
 Authors
  * The noisegate developers, 2026
 """
 
 import copy
+import functools
 import inspect
 import io
 import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import types
@@ -27,18 +29,26 @@ import ruamel.yaml
 import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
+from sentencepiece import SentencePieceProcessor
+from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.utils.checkpoints import (
+    DEFAULT_LOAD_HOOKS,
     DEFAULT_SAVE_HOOKS,
     DEFAULT_TRANSFER_HOOKS,
     get_default_hook,
 )
+from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
-from noisegate.cut import cut, kept_features
+from noisegate.cut import cut, fold, kept_features
 from noisegate.layers import undeclare
-from noisegate.probe import FORWARD_ERRORS
+from noisegate.probe import FORWARD_ERRORS, evaluating, tensors
 from noisegate.rules.base import rule_of
 from noisegate.rules.features import FEATURES
+from noisegate.trial import relative_difference
 
+_SAME = 1e-5  # of outputs, relative
 _STATE = ("training", "device")  # attributes that are no settings
 _SETTINGS = (bool, int, float, str)  # kinds that a YAML can set
 
@@ -82,59 +92,6 @@ def compact(gates):
     if FEATURES in keep:
         front_end = rule_of(front_end).cut("out", keep[FEATURES])
     return model.eval(), front_end
-
-
-def final_sizes(gates, model):
-    """Returns the sizes of all layers that :func:`compact` has cut, as
-    :func:`shrink` needs them: ``{path: {role: size}}``."""
-    sizes, kept = {}, kept_features(gates.groups, gates.open_channels())
-    for (path, role), index in kept.items():
-        size = len(index)
-        if role == "norm":
-            layer = model.get_submodule(path)
-            size = list(getattr(layer, "normalized_shape", [size]))
-        sizes.setdefault(path, {})[role] = size
-    return sizes
-
-
-def shrink(model, sizes):
-    """Cuts a freshly built model to given sizes, in place.
-
-    Which channels stay does not matter, weights are loaded afterwards.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        The model at full width.
-    sizes : dict
-        See :func:`final_sizes`.
-
-    Returns
-    -------
-    torch.nn.Module
-        The model.
-
-    Example
-    -------
-    >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1))
-    >>> shrink(net, {"0": {"out": 2}, "1": {"in": 2}})
-    Sequential(
-      (0): Linear(in_features=3, out_features=2, bias=True)
-      (1): Linear(in_features=2, out_features=1, bias=True)
-    )
-    """
-    kept = {}
-    for path, roles in sizes.items():
-        for role, size in roles.items():
-            if role != "norm":
-                kept[path, role] = torch.arange(size)
-                continue
-            layer = model.get_submodule(path)
-            full = getattr(layer, "normalized_shape", size)
-            stays = torch.zeros(list(full), dtype=torch.bool)
-            stays[tuple(slice(n) for n in size)] = True
-            kept[path, role] = stays.flatten().nonzero().flatten()
-    return cut(model, kept)
 
 
 def constructor(hparams_file, key, overrides=None):
@@ -198,84 +155,148 @@ def _class(module):
 
 
 def _settings(module):
-    """Classes, shapes and plain attributes: what two equal modules share."""
-    found = {k: tuple(v.shape) for k, v in module.state_dict().items()}
-    plain = (*_SETTINGS, type, types.FunctionType)
+    """Classes and plain attributes by path: what equal modules share."""
+    found, plain = {}, (*_SETTINGS, tuple, type)
     for path, part in module.named_modules():
         found[path, "class"] = _class(part)
         for key, value in vars(part).items():
-            own = key.startswith("_") or key in _STATE
-            if isinstance(value, plain) and not own:
+            if isinstance(value, types.FunctionType):
+                value = f"{value.__module__}.{value.__qualname__}", type(value)
+            if isinstance(value, plain) and key not in _STATE:
                 found[path, key] = value
     return found
 
 
-def _missing(name, lines, module):
-    """Lines that set what was set behind the constructor of a module, after
-    those that make it. Raises ValueError if it cannot be set."""
-    try:
-        with torch.random.fork_rng():
-            built = _settings(load_hyperpyyaml("\n".join(lines))[name])
-    except ImportError as error:
-        raise ValueError(
-            f"'{name}' cannot be built from its YAML: {error}"
-        ) from error
-    expected, more = _settings(module), []
-    for key, value in expected.items():
-        if built.get(key) == value:
-            continue
-        path, attribute = key if isinstance(key, tuple) else (key, "shape")
-        owner = f"{name}.{path}" if path else name
-        if not (isinstance(value, _SETTINGS) and key in built):
-            raise ValueError(
-                f"'{owner}': its {attribute} is {value}, but {built.get(key)} "
-                "as its YAML builds it, which cannot be set there"
-            )
-        more += [
-            f"__{name}_set_{len(more) // 2}: !apply:setattr",
-            f"    [!ref <{owner}>, {attribute}, {_scalar(value)}]",
-        ]
-    return more
+class Corrections:
+    """Makes a module as it was built the one that was cut, and notes how."""
+
+    def __init__(self, name, built, module):
+        self.name, self.built, self.module = name, built, module
+        self.lines = []
+        self._unfold()
+        n_lines = len(self.lines)
+        self._resize()
+        self.resized = len(self.lines) > n_lines
+        self._set()
+
+    def _part(self, path):
+        if not path:
+            return f"!ref <{self.name}>"
+        inside = f'[!ref <{self.name}>, "{path}"]'
+        return f"!apply:torch.nn.Module.get_submodule {inside}"
+
+    def _call(self, function, path, *arguments):
+        arguments = ", ".join([self._part(path), *arguments])
+        line = f"__{self.name}_{len(self.lines)}: !apply:{function}"
+        self.lines.append(f"{line} [{arguments}]")
+
+    def _unfold(self):
+        """Takes normalizations of weights off, as cutting does."""
+        before, after = self.built.state_dict(), self.module.state_dict()
+        if before.keys() == after.keys():
+            return
+        for path, part in self.built.named_modules():
+            for hook in part._forward_pre_hooks.values():
+                if isinstance(hook, SpectralNorm):  # torch leaves something
+                    self._call("noisegate.cut.fold", path)
+                if isinstance(hook, WeightNorm):
+                    remove = "torch.nn.utils.remove_weight_norm"
+                    self._call(remove, path, hook.name)
+            if parametrize.is_parametrized(part):
+                for key in part.parametrizations:
+                    remove = (
+                        "torch.nn.utils.parametrize.remove_parametrizations"
+                    )
+                    self._call(remove, path, key)
+        fold(self.built)
+
+    def _resize(self):
+        """Gives parameters and buffers their sizes."""
+        before, owners = self.built.state_dict(keep_vars=True), {}
+        after = self.module.state_dict(keep_vars=True)
+        if differ := sorted(before.keys() - after.keys()):
+            raise ValueError(f"'{self.name}' has no {differ}, as its YAML has")
+        for full, tensor in after.items():
+            path, _, key = full.rpartition(".")
+            other, first = before.get(full), owners.setdefault(id(tensor), full)
+            same = other is not None and other.shape == tensor.shape
+            if first != full:
+                if not same or before[first] is not other:
+                    path_of_first, _, its_key = first.rpartition(".")
+                    value = f"[{self._part(path_of_first)}, {its_key}]"
+                    self._call("setattr", path, key, f"!apply:getattr {value}")
+            elif same:
+                continue
+            elif not isinstance(tensor, torch.nn.Parameter):
+                register = "torch.nn.Module.register_buffer"
+                self._call(register, path, key, _zeros(tensor))
+            elif other is not None:
+                value = f"[{_zeros(tensor)}, {tensor.requires_grad}]"
+                value = f"!new:torch.nn.Parameter {value}"
+                self._call("setattr", path, key, value)
+            else:
+                raise ValueError(f"'{self.name}.{full}' is not in its YAML")
+
+    def _set(self):
+        """Sets what was set behind constructors."""
+        before = _settings(self.built)
+        for (path, key), value in _settings(self.module).items():
+            if before.get((path, key)) == value:
+                continue
+            parts = value if isinstance(value, tuple) else [value]
+            if not all(isinstance(x, _SETTINGS) for x in parts):
+                owner = f"{self.name}.{path}".rstrip(".")
+                raise ValueError(
+                    f"'{owner}': its {key} is {value}, but "
+                    f"{before.get((path, key))} as its YAML builds it, which "
+                    "cannot be set there"
+                )
+            made = _scalar(value)
+            if isinstance(value, tuple):
+                made = f"!new:tuple [{made}]"
+            self._call("setattr", path, key, made)
 
 
-def _builds(expression, module):
-    """Whether an expression makes a module of the same class and sizes."""
-    try:
-        return not _missing("module", [f"module: {expression}"], module)
-    except FORWARD_ERRORS:  # what a constructor raises for such sizes
-        return False
+def _zeros(tensor):
+    """An expression for zeros of the shape and type of a tensor."""
+    made = f"!apply:torch.zeros [{list(tensor.shape)}]"
+    if tensor.dtype is torch.float32:
+        return made
+    return f'!apply:torch.Tensor.type [{made}, "{tensor.cpu().type()}"]'
 
 
-def _expression(name, module, originals):
-    """Lines that make a module: the constructor, or the original cut."""
-    if rule_of(module).in_front:
-        written = [f"{name}: {_to_yaml(module)}"]
-        return written + _missing(name, written, module)
-    error = None
-    original, sizes = originals.get(name, (None, None))
-    written = [f"{name}: " + (original or "").replace("\n", "\n    ")]
+def _expression(name, module, original):
+    """Lines that make a module: the original constructor if it was not cut, its
+    own constructors if these express all sizes, else the original, corrected.
+    """
+    if not isinstance(module, torch.nn.Module):
+        kind = type(module)
+        return [f"{name}: !new:{kind.__module__}.{kind.__qualname__}"]
     # Functions that made a module may be at hand in the recipe only
     called = (original or "").startswith("!apply:")
-    if original is not None and not sizes and not called:  # as it was
-        return written + _missing(name, written, module)
-    try:
-        expression = _to_yaml(module)
-        if _builds(expression, module):
-            return [f"{name}: {expression}"]
-    except ValueError as e:
-        error = e
-    if original is None:
+    candidates, reasons = [], []
+    for own in (False, True):
+        if original is None and not own:
+            continue
+        try:
+            made = _to_yaml(module) if own else original.replace("\n", "\n    ")
+            with torch.random.fork_rng():
+                built = load_hyperpyyaml(f"{name}: {made}")[name]
+            more = Corrections(name, built, module)
+        except (ImportError, *FORWARD_ERRORS) as error:
+            reasons.append(str(error))
+            continue
+        lines = [f"{name}: {made}", *more.lines]
+        rank = 3 if more.lines else 1
+        if not own:
+            rank = 2 if more.resized or called else 0
+        candidates.append((rank, lines))
+    if not candidates:
+        hint = " Give how it was built in originals" if original is None else ""
         raise ValueError(
-            f"the constructors in '{name}' cannot express its sizes; give how "
-            "it was built in originals (see noisegate.compact.constructor)"
-        ) from error
-    if sizes:
-        written += [
-            f"__{name}_sizes: !apply:noisegate.shrink",
-            f"    - !ref <{name}>",
-            f"    - {json.dumps(sizes)}",
-        ]
-    return written + _missing(name, written, module)
+            f"'{name}' cannot be built: {'; '.join(reasons)}.{hint}"
+        )
+    return min(candidates)[1]
 
 
 def _own_files(text):
@@ -294,15 +315,18 @@ def _check_folder(folder, modules):
     """Raises ValueError if what a folder loads is not what was saved."""
     text = Path(folder, "hyperparams.yaml").read_text(encoding="utf-8")
     with torch.random.fork_rng():
-        built = load_hyperpyyaml(text)["modules"]
+        built = load_hyperpyyaml(text)
     for name, module in modules.items():
         path = Path(folder, name + ".ckpt")
         if path.exists():  # as by Pretrainer, which waits for other processes
             load = get_default_hook(module, DEFAULT_TRANSFER_HOOKS)
+            if load is None:
+                load = get_default_hook(module, DEFAULT_LOAD_HOOKS)
+                load = functools.partial(load, end_of_epoch=False)
             load(built[name], path)
-        expected, made = _tensors(module), _tensors(built[name])
+        expected, made = _learned(module), _learned(built[name])
         for key, value in expected.items():
-            if key not in made or not torch.equal(value, made[key]):
+            if key not in made or not _equal(value, made[key]):
                 raise ValueError(
                     f"'{name}.{key}' is {value}, but {made.get(key)} when it "
                     "is loaded from what was written"
@@ -315,8 +339,27 @@ def _has_saver(module):
     return get_default_hook(module, DEFAULT_SAVE_HOOKS) is not usual
 
 
-def _tensors(module):
-    """What was learned: the state, and the statistics of normalizers."""
+def vocabularies(values):
+    """Returns the label encoders and tokenizers among some values (dict)."""
+    found = {}
+    for name, value in values.items():
+        value = getattr(value, "sp", value)  # of speechbrain.tokenizers
+        kinds = CategoricalEncoder, SentencePieceProcessor
+        if isinstance(value, kinds) and value not in found.values():
+            found[name] = value
+    return found
+
+
+def _equal(x, y):
+    return torch.equal(x, y) if torch.is_tensor(x) else x == y
+
+
+def _learned(module):
+    """What was learned: the state, statistics of normalizers, labels."""
+    if isinstance(module, SentencePieceProcessor):
+        return {"model": module.serialized_model_proto()}
+    if isinstance(module, CategoricalEncoder):
+        return {"labels": module.lab2ind}
     found = dict(module.state_dict())
     for path, part in module.named_modules():
         for key, value in vars(part).items() if _has_saver(part) else ():
@@ -325,7 +368,58 @@ def _tensors(module):
     return {key: value.cpu() for key, value in found.items()}
 
 
-def save_compact(folder, modules, header="", originals=None, **values):
+_LOAD = """
+import sys
+import torch
+from hyperpyyaml import load_hyperpyyaml
+folder, file = sys.argv[1:]
+sys.path.insert(0, folder)
+with open(folder + "/hyperparams.yaml", encoding="utf-8") as fin:
+    loaded = load_hyperpyyaml(fin)
+loaded["pretrainer"].set_collect_in(folder)
+loaded["pretrainer"].load_collected()
+outputs = {}
+for name, (args, kwargs) in torch.load(file, weights_only=False).items():
+    torch.manual_seed(0)
+    with torch.no_grad():
+        outputs[name] = loaded["modules"][name].eval()(*args, **kwargs)
+torch.save(outputs, file)
+"""
+
+
+def _check_outputs(folder, modules, calls):
+    """Raises ValueError if what a new process loads from a folder returns
+    something else; ``calls`` has arguments of each module."""
+    with tempfile.TemporaryDirectory() as place:
+        file = os.path.join(place, "calls.pt")
+        torch.save(calls, file)
+        # In the types and on the device that they have there
+        load = functools.partial(torch.load, file, "cpu", weights_only=False)
+        calls = load()
+        torch.save(calls, file)
+        command = [sys.executable, "-c", _LOAD, folder, file]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise ValueError(
+                "what was written cannot be loaded in a new process: "
+                + done.stderr.strip().rpartition("\n")[2]
+            )
+        outputs = load()
+    for name, (args, kwargs) in calls.items():
+        with torch.random.fork_rng(), evaluating(modules[name]):
+            torch.manual_seed(0)
+            expected = tensors(modules[name](*args, **kwargs))
+        made = tensors(outputs[name])
+        if not relative_difference(expected, made) <= _SAME:
+            raise ValueError(
+                f"'{name}' returns {made}, loaded in a new process, in place "
+                f"of {expected}"
+            )
+
+
+def save_compact(
+    folder, modules, header="", originals=None, calls=None, **values
+):
     """Saves plain modules as weights and a YAML that builds them.
 
     The folder has the form that SpeechBrain's ``Pretrained.from_hparams``
@@ -339,15 +433,15 @@ def save_compact(folder, modules, header="", originals=None, **values):
         Must not exist yet.
     modules : dict of str to torch.nn.Module
         The modules by the names they get in the YAML, e.g. compute_features,
-        mean_var_norm, model.
+        mean_var_norm, model; label encoders and tokenizers of SentencePiece.
     header : str
         Comment for the top of the YAML.
-    originals : dict of str to tuple
-        What is written for modules whose own constructors cannot express the
-        sizes: the expression that builds the uncut module (see
-        :func:`constructor`) and the sizes to cut it to (see
-        :func:`final_sizes`). Loading these modules needs noisegate, unless
-        there are no sizes: they were not cut.
+    originals : dict of str
+        Expressions that build the uncut modules (see :func:`constructor`), for
+        those whose own constructors cannot express the sizes.
+    calls : dict of str to tuple
+        Arguments and keyword arguments of a call of each module; for these
+        what a new process loads has to return what the module does.
     **values : dict
         Further keys of the YAML (numbers, strings, flat dicts).
 
@@ -357,7 +451,8 @@ def save_compact(folder, modules, header="", originals=None, **values):
         If the folder exists: results are never overwritten.
     ValueError
         If a module can be built by its constructor neither at its sizes nor
-        as given in originals; if what is loaded from the folder differs.
+        as given in originals; if what is loaded from the folder differs, or
+        returns something else.
     """
     folder = os.path.abspath(folder)
     if os.path.exists(folder):
@@ -370,13 +465,15 @@ def save_compact(folder, modules, header="", originals=None, **values):
         else:
             lines.append(f"{key}: {_scalar(value)}")
     for name, module in modules.items():
-        lines += _expression(name, module, originals or {})
+        lines += _expression(name, module, (originals or {}).get(name))
     lines.append("modules:")
-    lines += [f"    {name}: !ref <{name}>" for name in modules]
-    loaded = {
-        name: module
+    lines += [
+        f"    {name}: !ref <{name}>"
         for name, module in modules.items()
-        if module.state_dict() or _has_saver(module)
+        if isinstance(module, torch.nn.Module)
+    ]
+    loaded = {
+        name: module for name, module in modules.items() if _learned(module)
     }
     lines.append(
         "pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer"
@@ -387,14 +484,20 @@ def save_compact(folder, modules, header="", originals=None, **values):
     part = tempfile.mkdtemp(dir=os.path.dirname(folder), prefix=".compact")
     try:
         for name, module in loaded.items():
+            path = os.path.join(part, name + ".ckpt")
+            if isinstance(module, SentencePieceProcessor):
+                Path(path).write_bytes(module.serialized_model_proto())
+                continue
             # Without what makes it wait for the other processes
             save = inspect.unwrap(get_default_hook(module, DEFAULT_SAVE_HOOKS))
-            save(module, os.path.join(part, name + ".ckpt"))
+            save(module, path)
         text = "\n".join(lines) + "\n"
         Path(part, "hyperparams.yaml").write_text(text, encoding="utf-8")
         for file in _own_files(text):
             shutil.copy(file, part)
         _check_folder(part, modules)
+        if calls:
+            _check_outputs(part, modules, calls)
         os.chmod(part, 0o755)
         os.rename(part, folder)
     except BaseException:

@@ -127,6 +127,11 @@ class Gates(collections.abc.Mapping):
     example : list
         Without ``front_end``, if the model reads something else: arguments of
         its forward for ``segment_s`` seconds.
+    more_examples : list of list
+        Further arguments, such as batches of other lengths, for which the cut
+        model has to be exact, too.
+    untouched : list of str
+        Paths of modules whose layers stay as they are.
 
     Raises
     ------
@@ -164,6 +169,8 @@ class Gates(collections.abc.Mapping):
         sample_rate=16000,
         input_shape=None,
         example=None,
+        more_examples=(),
+        untouched=(),
     ):
         if has_gates(model):
             raise ValueError(
@@ -197,8 +204,11 @@ class Gates(collections.abc.Mapping):
         self.example = inputs  # of the model, as short as it can be
         self.groups = find_groups(model, inputs, front_end)
         self.unknown = unknown_layers(model, self.groups)
+        for path in untouched:
+            self._leave_out(path)
         if layers is None or layers:
-            lock_inexact(model, self.groups, inputs, not_silent(whole))
+            more = [not_silent(whole), *more_examples]
+            lock_inexact(model, self.groups, inputs, more)
         self.cost = CostModel(model, self.groups, example, segment_s, front_end)
         if layers is None or layers:
             self.cost.fit_products(model, self.groups, whole)
@@ -291,6 +301,18 @@ class Gates(collections.abc.Mapping):
             for group in free
             if selected.get(group.name, (None, False))[1] is not False
         ]
+
+    def _leave_out(self, path):
+        """Locks the groups that layers of a module read or make."""
+        if path not in dict(self.model.named_modules()):
+            raise ValueError(
+                f"untouched: the model has no module '{path}'; it has "
+                f"{[name for name, _ in self.model.named_children()]}"
+            )
+        for group in self.groups:
+            layers = (f"{port.layer}." for port in group.ports)
+            if any(layer.startswith(f"{path}.") for layer in layers):
+                group.locked_reason = f"part of '{path}', which is untouched"
 
     def _attach(self, group, gate):
         if group.name == FEATURES and self.reorders:

@@ -22,7 +22,7 @@ from typing import Optional
 import torch
 
 from noisegate.layers import declared_gate
-from noisegate.probe import Probe, tensors
+from noisegate.probe import Probe
 from noisegate.rules.base import find_leaves, rule_of, shared_parameters
 from noisegate.rules.features import FEATURES
 
@@ -137,8 +137,8 @@ def find_groups(model, example, front_end=None):
     groups = _Finder(model, probe).groups()
     for group in groups:
         group.role = _role(model, group)
-    if front_end is None:
-        group = Group(FEATURES, tensors(example)[0].shape[-1], role=FEATURES)
+    if front_end is None and torch.is_tensor(example[0]):
+        group = Group(FEATURES, example[0].shape[-1], role=FEATURES)
         group.locked_reason = "the input of the model"
         groups.insert(0, group)
     for group in groups if front_end is not None else ():

@@ -22,12 +22,14 @@ Authors
 
 import collections
 import contextlib
+import copy
 import dataclasses
 import itertools
 import math
 
 import torch
 from scipy.cluster.hierarchy import DisjointSet
+from speechbrain.dataio.batch import PaddedBatch
 
 from noisegate.rules.base import find_leaves
 from noisegate.rules.features import FEATURES
@@ -56,6 +58,8 @@ def tensors(value):
         return [value]
     if isinstance(value, torch.nn.utils.rnn.PackedSequence):
         return [value.data]
+    if isinstance(value, PaddedBatch):
+        value = vars(value)
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, (list, tuple)):
@@ -86,6 +90,10 @@ def map_tensors(function, value):
         return function(value) if value.is_floating_point() else value.clone()
     if isinstance(value, torch.nn.utils.rnn.PackedSequence):
         return value._replace(data=function(value.data))
+    if isinstance(value, PaddedBatch):
+        batch = copy.copy(value)
+        vars(batch).update(map_tensors(function, vars(value)))
+        return batch
     if isinstance(value, dict):
         return {key: map_tensors(function, item) for key, item in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -352,12 +360,10 @@ class Probe:
         if self._with_features:
             return
         for self._sign in (1, -1):
-            self.inputs = [
-                self._disturb(x, everywhere)
-                if torch.is_tensor(x) and x.dim() > 1 and x.is_floating_point()
-                else x
-                for x in original
-            ]
+            self.inputs = map_tensors(
+                lambda x: self._disturb(x, everywhere) if x.dim() > 1 else x,
+                original,
+            )
             self._forward()
             for place, where in self._seen.items():
                 features = where.nonzero().flatten().tolist()

@@ -124,7 +124,7 @@ class _Doubles(TorchFunctionMode):
             torch.set_default_dtype(before)
 
 
-def lock_inexact(model, groups, inputs, whole):
+def lock_inexact(model, groups, inputs, more):
     """Locks the groups whose cut model does not equal the masked one.
 
     All groups, and every second of them, are cut at once to random widths, all
@@ -132,13 +132,13 @@ def lock_inexact(model, groups, inputs, whole):
     single ones.
 
     The model is plain and is not changed, the groups are: ``locked_reason``
-    and ``min_width``. ``inputs`` are its arguments, ``whole`` the same at the
-    length that the user has asked for. Raises ValueError if the model draws
-    so many random numbers in evaluation, or puts out NaN, that nothing can be
-    compared, or if it cannot be copied.
+    and ``min_width``. ``inputs`` are its arguments, ``more`` others (a list),
+    such as those at the length that the user has asked for. Raises ValueError
+    if the model draws so many random numbers in evaluation, or puts out NaN,
+    that nothing can be compared, or if it cannot be copied.
     """
     try:
-        trial = _Trial(model, inputs, whole)
+        trial = _Trial(model, inputs, more)
         _lock(trial, [group for group in groups if group.locked_reason is None])
     except TrialError as error:
         raise ValueError(str(error)) from error
@@ -206,7 +206,7 @@ def _check_copy(model, inputs):
 class _Trial:
     """Compares masked and cut copies of a model with random parameters."""
 
-    def __init__(self, model, inputs, whole):
+    def __init__(self, model, inputs, more):
         self.device = next(model.parameters()).device
         _check_copy(model, inputs)
         try:
@@ -214,7 +214,7 @@ class _Trial:
         except FORWARD_ERRORS:  # code that computes in one type only
             self._prepare(model, inputs, torch.float32)
         with torch.random.fork_rng():
-            self.inputs = self._variants(inputs, whole)
+            self.inputs = self._variants(inputs, more)
 
     def _prepare(self, model, inputs, dtype):
         self.doubles = _Doubles(model, dtype)
@@ -240,9 +240,9 @@ class _Trial:
                 "cutting is exact"
             )
 
-    def _variants(self, inputs, whole):
+    def _variants(self, inputs, more):
         """The inputs, and those of the model's own kind that it takes: two at
-        once, some of the length, all of the length asked for."""
+        once, some of the length, and others."""
         variants = []
         batches = [x.shape[0] if x.dim() else 0 for x in tensors(inputs)]
         if set(batches) == {1} and all(map(torch.is_tensor, inputs)):
@@ -250,8 +250,8 @@ class _Trial:
         if len(inputs) == 1 and variants and inputs[0].dim() > 1:
             n_frames = inputs[0].shape[1]
             variants.append([inputs[0][:, : n_frames - n_frames // 3]])
-        if tensors(whole)[0].shape != tensors(inputs)[0].shape:
-            variants.append(whole)
+        shape = tensors(inputs)[0].shape
+        variants += [x for x in more if tensors(x)[0].shape != shape]
         taken = [inputs]
         for variant in variants:
             try:

@@ -2,6 +2,7 @@
 
 import speechbrain as sb
 import torch
+from hyperpyyaml import load_hyperpyyaml
 from speechbrain.lobes.models.conv_tasnet import MaskNet
 from speechbrain.lobes.models.CRDNN import CNN_Block, DNN_Block
 from speechbrain.lobes.models.dual_path import (
@@ -26,6 +27,8 @@ from speechbrain.nnet.normalization import BatchNorm1d, BatchNorm2d, LayerNorm
 from speechbrain.nnet.RNN import GRU
 
 from noisegate.baselines.gates import HardConcreteGate
+from noisegate.compact import Corrections
+from noisegate.cut import detached_copy
 from noisegate.gate import NoiseGate
 from noisegate.gates import Gates
 
@@ -385,3 +388,23 @@ def open_bands(gates, feats):
     """The features that the cut model reads."""
     gate = gates.get("features")
     return feats if gate is None else feats[..., gate.open_channels()]
+
+
+_FRESH = []
+
+
+def fresh():
+    """The model that :func:`corrected` was given, for YAMLs."""
+    return _FRESH[-1]
+
+
+def corrections(model, small):
+    """What the YAML of a saved folder does to a fresh model (list of str)."""
+    return Corrections("model", detached_copy(model), small).lines
+
+
+def corrected(model, lines):
+    """A fresh model to which that was done."""
+    _FRESH[:] = [model]
+    made = f"model: !apply:{__name__}.fresh"
+    return load_hyperpyyaml("\n".join([made, *lines]))["model"]

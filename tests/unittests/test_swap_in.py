@@ -7,7 +7,7 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.inference.interfaces import Pretrained
 
-from noisegate.compact import compact, constructor, final_sizes, save_compact
+from noisegate.compact import compact, constructor, save_compact
 from noisegate.gates import Gates
 from tests.unittests import models
 from tests.unittests.referee import count_macs
@@ -178,7 +178,7 @@ def test_saving_and_loading_a_cut_class(name, tmp_path):
     models.scramble(gates)
     gates.freeze(models.random_widths(gates, 2))
     small, _ = compact(gates)
-    original = constructor(str(hparams), "model"), final_sizes(gates, small)
+    original = constructor(str(hparams), "model")
     save_compact(
         str(tmp_path / "compact"),
         {"model": small},

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import noisegate
-from noisegate.compact import final_sizes
 from noisegate.groups import find_groups
 from noisegate.probe import FORWARD_ERRORS
 from noisegate.trial import lock_inexact, relative_difference
+from tests.unittests import models
 
 nn = torch.nn
 
@@ -197,7 +197,8 @@ def test_buffers_along_channels_are_cut_and_saved(persistent):
     gates["first"].reorder(torch.rand(8))
     gates.freeze({"first": 3})
     small, _ = noisegate.compact(gates)
-    loaded = noisegate.shrink(fresh, final_sizes(gates, small)).eval()
+    lines = models.corrections(fresh, small)
+    loaded = models.corrected(fresh, lines).eval()
     loaded.load_state_dict(small.state_dict())
     torch.testing.assert_close(small(x), model.eval()(x))
     assert torch.equal(loaded(x), small(x))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.zoo_models import ZOO, build
-from noisegate.compact import compact, final_sizes, shrink
+from noisegate.compact import compact
 from noisegate.cost import count_macs
 from noisegate.gates import Gates
 from noisegate.probe import tensors
@@ -52,7 +52,8 @@ def test_cut_models_are_exact_and_cost_what_is_said(name):
             assert (x - y).abs().max() <= 1e-5 * x.abs().max()
         counted = count_macs(small, copy.deepcopy(inputs))
         assert gates.cost.macs(gates.integer_widths()) == counted
-        loaded = shrink(build(name)[0], final_sizes(gates, small))
+        lines = models.corrections(build(name)[0], small)
+        loaded = models.corrected(build(name)[0], lines)
         loaded.load_state_dict(small.state_dict())
         assert torch.equal(run(loaded, inputs)[0], run(small, inputs)[0])
 

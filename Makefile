@@ -10,6 +10,8 @@ INDEX := $(if $(filter cpu,$(TORCH)),--extra-index-url \
 	https://download.pytorch.org/whl/cpu)
 
 export OMP_NUM_THREADS ?= 2
+# Two files of tests at a time, one thread each
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 .PHONY: venv check-torch style shape quick test docs demo sweep-demo
 
@@ -37,17 +39,17 @@ style: venv
 shape: venv
 	$(BIN)/python tests/shape.py
 
-# The core's properties, in some three minutes.
+# The core's properties, in some two minutes.
 quick: check-torch
-	$(BIN)/python -m pytest -q --doctest-modules noisegate/rules noisegate/*.py \
+	$(PYTEST) --doctest-modules noisegate/rules noisegate/*.py \
 	tests/unittests/test_gate.py tests/unittests/test_rules.py \
 	tests/unittests/test_groups.py tests/unittests/test_gates.py \
 	tests/unittests/test_cost.py tests/unittests/test_compact.py \
 	tests/unittests/test_trial.py tests/unittests/test_private.py \
-	tests/unittests/test_calls.py
+	tests/unittests/test_calls.py tests/unittests/test_brain_model.py
 
 test: check-torch style shape
-	$(BIN)/python -m pytest -q --doctest-modules noisegate tests
+	$(PYTEST) --doctest-modules noisegate tests
 	$(BIN)/mkdocs build --strict
 
 docs: venv

@@ -5,6 +5,7 @@ import torch
 
 # Programs, which do something when they are imported
 collect_ignore = ["tests/shape.py", "tests/case_names.py"]
+collect_ignore_glob = ["tests/integration/recipes/*"]
 
 
 def pytest_addoption(parser):

@@ -71,6 +71,7 @@ setup(
         "docs": docs,
         "dev": [
             "pytest>=8",
+            "pytest-xdist",
             # Later ones read __file__ of all modules, and with that import
             # what SpeechBrain imports lazily, k2 for example
             "hypothesis<6.131",

@@ -403,8 +403,12 @@ class GatedBrain(sb.Brain):
         n_steps = (
             self.step - self._first_step
         ) // self.grad_accumulation_factor
-        due = stage == sb.Stage.TRAIN and self.gates and n_steps > 0
-        if due and not (self.gates.frozen or self._fed and self._stepped):
+        due = stage == sb.Stage.TRAIN and n_steps > 0
+        if (
+            due
+            and self.gates.parameters()
+            and not (self.gates.frozen or self._fed and self._stepped)
+        ):
             raise RuntimeError(
                 "a fit_batch that is overridden must call on_fit_batch_start, "
                 "self.optimizers_step() and on_fit_batch_end: the gates have "

@@ -85,6 +85,7 @@ def run(hparams, overrides):
             save_env_desc=False,
         )
     finally:
+        logging.disable(logging.NOTSET)
         shutil.rmtree(folder)
 
 

@@ -46,8 +46,12 @@ FORWARD_ERRORS = (
 )
 
 # Up to this many channels a maker that stays unclear is tried channel by
-# channel; wider ones are taken to mix all channels in question
+# channel; of wider ones all channels are taken to be mixed
 _MAX_SINGLE = 128
+# Channels of fewer positions are disturbed in both directions one after the
+# other, the rest at random positions in this one and in that one
+_POSITIONS = 16
+_MAX_MEMBERS = 16  # of chunks or blocks that are tried one by one
 
 
 def tensors(value):
@@ -117,6 +121,22 @@ def _per_feature(rule, where):
     return (where.any(dim=axes) if axes else where).flatten()
 
 
+def _overlap(features, others):
+    """Whether features (bool, by key) have some in common."""
+    return any(
+        bool((x & others[k]).any()) for k, x in features.items() if k in others
+    )
+
+
+def _split(size, n_members, n_chunks):
+    """Sets of n_members channels that lie in the same place of each of some
+    chunks of all: number of the set, and position in it, of each channel."""
+    channel = torch.arange(size)
+    chunk, n_together = size // n_chunks, n_members // n_chunks
+    position = channel // chunk * n_together + channel % n_together
+    return channel % chunk // n_together, position
+
+
 class Probe:
     """Probes one model.
 
@@ -162,6 +182,7 @@ class Probe:
         self._stand_ins, self._clean = {}, {}
         self._noise, self._n_disturbed = {}, 0
         self._stage, self._selected, self._sign = "record", {}, 1
+        self._few = False  # positions of what was disturbed
         saved = {
             path: rule.layer.__dict__.get("forward")
             for path, rule in self.rules.items()
@@ -236,9 +257,10 @@ class Probe:
         """Adds something to the selected entries (broadcast)."""
         if tensor.shape not in self._noise:
             draw = torch.Generator().manual_seed(len(self._noise))
-            self._noise[tensor.shape] = 2 + 4 * torch.rand(
-                tensor.shape, generator=draw
-            )
+            sign = 2 * torch.randint(2, tensor.shape, generator=draw) - 1
+            noise = 2 + 4 * torch.rand(tensor.shape, generator=draw)
+            self._noise[tensor.shape] = sign * noise
+        self._few |= tensor.numel() < _POSITIONS * select.numel()
         # Not the same at each call, or differences would cancel
         amount = self._noise[tensor.shape].to(tensor)
         amount = self._sign * (1 + 0.01 * self._n_disturbed) * amount
@@ -307,6 +329,7 @@ class Probe:
         self._selected = selected
         reached, output = {}, False
         for self._sign in (1, -1):
+            self._few = False
             made = self._forward()
             output |= len(made) != len(self._output) or any(
                 x.shape != y.shape or bool(_differ(x, y).any())
@@ -314,6 +337,8 @@ class Probe:
             )
             for key, where in self._seen.items():
                 reached[key] = where | reached.get(key, False)
+            if not self._few:
+                break
         self._selected = {}
         return reached, output
 
@@ -349,8 +374,7 @@ class Probe:
                     self._link(place, int(code[feature]), key, int(feature))
                 if bool(wrong.any()):
                     unclear[place][key] = wrong
-        for place, features in unclear.items():
-            self._look_again(place, features)
+        self._look_again(unclear, touched)
         self._find_tensors()
         self._declare()
 
@@ -464,48 +488,96 @@ class Probe:
             found[key] = code, unclear
         return found
 
-    def _look_again(self, place, features):
-        """Finds the channels of one maker in features that are unclear.
+    def _look_again(self, unclear, touched):
+        """Finds the channels in features where several numbers were seen: by
+        place of the maker and key of the features, which ones (bool).
 
-        Chunks and flattened axes repeat channels at regular distances: the
-        remainders modulo the distance are clear then.
+        Makers that do not meet in such features are looked at together.
         """
-        size = self.makers[place]
-        channels = torch.arange(size)
-        for parts in (1, *(n for n in range(2, 17) if size % n == 0)):
-            found = self._codes({place: channels % (size // parts)})
-            in_part = [
-                self._reached({place: channels // (size // parts) == part})[0]
-                for part in range(parts if parts > 1 else 0)
-            ]
-            left = {}
+        while unclear:
+            together, left = {}, {}
+            for place, features in unclear.items():
+                meets = any(
+                    _overlap(features, touched[other])
+                    or _overlap(others, touched[place])
+                    for other, others in together.items()
+                )
+                (left if meets else together)[place] = features
+            self._resolve(together)
+            unclear = left
+
+    def _resolve(self, unclear):
+        """Tries what models do with channels: chunks, blocks such as heads."""
+        sizes = {place: self.makers[place] for place in unclear}
+        self._try(unclear, {p: _split(n, 1, 1) for p, n in sizes.items()})
+        # All of the channels meet where the first and the last one do
+        first, last = (
+            self._reached(
+                {p: torch.arange(n) == end * (n - 1) for p, n in sizes.items()}
+            )[0]
+            for end in (0, 1)
+        )
+        mixed = {place: {} for place in unclear}
+        for place, features in unclear.items():
             for key, where in features.items():
-                codes, unclear = found.get(key, (where, where))
-                for feature in (where & ~unclear).nonzero().flatten().tolist():
-                    code = int(codes[feature])
-                    if parts == 1:
-                        self._link(place, code, key, feature)
-                    for part, reached in enumerate(in_part):
-                        if key in reached and reached[key][feature]:
-                            channel = code + part * (size // parts)
-                            self._link(place, channel, key, feature)
-                if bool((where & unclear).any()):
-                    left[key] = where & unclear
-            features = left
-            if not features:
-                return
-        if size <= _MAX_SINGLE:
-            for channel in range(size):
-                reached = self._reached({place: channels == channel})[0]
-                for key, where in features.items():
-                    hit = reached.get(key, torch.zeros_like(where)) & where
-                    for feature in hit.nonzero().flatten().tolist():
-                        self._link(place, channel, key, feature)
+                nothing = torch.zeros_like(where)
+                both = first.get(key, nothing) & last.get(key, nothing)
+                both |= torch.tensor(len(where) == 1)
+                mixed[place][key] = where & both
+                features[key] = where & ~both
+        for n_members in range(2, max(sizes.values())):
+            for n_chunks in sorted({1, 2, 3, n_members}):
+                splits = {
+                    place: _split(size, n_members, n_chunks)
+                    for place, size in sizes.items()
+                    if size % n_members == 0 < size - n_members
+                    and n_members % n_chunks == 0
+                }
+                self._try(unclear, splits)
+        # Up to a size one by one, otherwise all of them
+        whole = {p: _split(n, n, 1) for p, n in sizes.items()}
+        self._try(unclear, whole, _MAX_SINGLE)
+        self._try(mixed, whole, 0)
+
+    def _try(self, unclear, splits, max_single=_MAX_MEMBERS):
+        """Links features to channels of one label, if they see no others.
+
+        A split are the labels of channels, and their positions among those of
+        the same label; up to ``max_single`` are tried one by one.
+        """
+        for place, features in unclear.items():
+            unclear[place] = {k: x for k, x in features.items() if x.any()}
+        splits = {p: split for p, split in splits.items() if unclear[p]}
+        if not splits:
             return
-        for key, where in features.items():
-            for feature in where.nonzero().flatten().tolist():
-                for channel in range(size):
+        found = self._codes({p: labels for p, (labels, _) in splits.items()})
+        clear, fine = [], {}
+        for place, (labels, positions) in splits.items():
+            if 1 < int(positions.max()) + 1 <= max_single:
+                fine[place] = positions
+            for key, where in unclear[place].items():
+                code, several = found.get(key, (where, where))
+                unclear[place][key] = where & several
+                for label in code[where & ~several].unique():
+                    features = where & ~several & (code == label)
+                    clear.append((place, labels == label, key, features))
+        for place, members, key, features in clear:
+            if place not in fine:
+                channel, *others = members.nonzero().flatten().tolist()
+                for other in others:
+                    self._union((*place, channel), (*place, other))
+                for feature in features.nonzero().flatten().tolist():
                     self._link(place, channel, key, feature)
+        fine = {p: x for p, x in fine.items() if any(p == c[0] for c in clear)}
+        n_positions = max((int(x.max()) + 1 for x in fine.values()), default=0)
+        for position in range(n_positions):
+            at = {place: x == position for place, x in fine.items()}
+            seen, _ = self._reached(at)
+            for place, members, key, features in clear:
+                if place in fine and key in seen:
+                    for channel in (members & at[place]).nonzero():
+                        for feature in (features & seen[key]).nonzero():
+                            self._link(place, int(channel), key, int(feature))
 
     def _link(self, place, channel, key, feature):
         """Notes that a channel of a maker reaches a feature of a layer."""

@@ -6,5 +6,6 @@ Everything else that a model is made of is observed by
 
 from noisegate.rules import attention, conv, features, linear, norm, recurrent
 from noisegate.rules.base import Cost, LayerRule, register, rule_of, select
+from noisegate.rules.norm import NormRule
 
-__all__ = ["Cost", "LayerRule", "register", "rule_of", "select"]
+__all__ = ["Cost", "LayerRule", "NormRule", "register", "rule_of", "select"]

@@ -65,6 +65,7 @@ class NormRule(EachRule):
 
     masks = ("norm",)
     axis = 1  # of the channels
+    centred = True  # takes the mean away
     alone = False  # statistics are over channels alone, not over positions
 
     def axes(self, n_dims):
@@ -80,9 +81,12 @@ class NormRule(EachRule):
         n_positions = math.prod(x.shape[dim] for dim in over) / counts.numel()
         # Stochastic gates may all be closed at once
         counts = counts / (counts.sum().clamp(min=1e-6) * n_positions)
-        centred = x32 - (x32 * counts).sum(over, keepdim=True)
-        variance = (centred.square() * counts).sum(over, keepdim=True)
-        y = centred * torch.rsqrt(variance + getattr(self.layer, "eps", 1e-8))
+        if self.centred:
+            x32 = x32 - (x32 * counts).sum(over, keepdim=True)
+        variance = (x32.square() * counts).sum(over, keepdim=True)
+        eps = getattr(self.layer, "eps", 1e-8)
+        eps = torch.finfo(x.dtype).eps if eps is None else eps  # as RMSNorm
+        y = x32 * torch.rsqrt(variance + eps)
         scale, shift = self.scale_and_shift
         if scale is not None:
             y = y * scale.view(shape)
@@ -134,6 +138,13 @@ class LayerNormRule(NormRule):
                 layer.normalized_shape = tuple(shape)
                 return
         raise ValueError(f"{layer} cannot be cut to features that fill no axis")
+
+
+@register(torch.nn.RMSNorm)
+class RMSNormRule(LayerNormRule):
+    """Takes the mean square over the last axes."""
+
+    centred = False
 
 
 @register(dual_path.CumulativeLayerNorm)

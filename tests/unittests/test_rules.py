@@ -77,6 +77,7 @@ LOCKED = {
 }
 NORMS = {
     "LayerNorm": (nn.LayerNorm, lambda c, n: (2, n, c), 1e-12),
+    "RMSNorm": (nn.RMSNorm, lambda c, n: (2, n, c), 1e-12),
     "GroupNorm": (
         lambda c: nn.GroupNorm(1, c),
         lambda c, n: (2, c, n),
@@ -318,15 +319,15 @@ def test_leaves_are_layers_and_not_what_is_inside():
 def test_the_layer_of_the_docs():
     """docs/own_layer.md: fewer than 40 lines, and gates that are exact."""
     page = Path(__file__).parents[2] / "docs" / "own_layer.md"
-    code = re.search(r"```python\n(.*?)```", page.read_text(), re.S)[1]
-    assert code.count("\n") < 40
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+    assert len(blocks) == 2 and all(b.count("\n") < 40 for b in blocks)
     names = {}
-    exec(code, names)
-    dense = names["Dense"]
+    exec("".join(blocks), names)
+    dense, norm = names["Dense"], names["ScaleNorm"]
     try:
         from noisegate import Gates, compact
 
-        model = nn.Sequential(dense(6, 8), nn.ReLU(), dense(8, 3))
+        model = nn.Sequential(dense(6, 8), norm(8), nn.ReLU(), dense(8, 3))
         gates = Gates(model, input_shape=[1, 9, 6])
         assert list(gates) == ["0"] and not gates.unknown
         gates.freeze({"0": 5})
@@ -336,7 +337,7 @@ def test_the_layer_of_the_docs():
         counted = count_macs(small, [torch.randn(1, 9, 6)])
         assert gates.cost.macs({"0": 5}) == counted
     finally:
-        del _RULES[dense]
+        del _RULES[dense], _RULES[norm]
 
 
 def test_a_wrong_rule_locks_its_group():

@@ -22,7 +22,7 @@ from speechbrain.utils.logger import get_logger
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from noisegate.cut import cut, detached_copy, kept_features
+from noisegate.cut import cut_copy
 from noisegate.probe import evaluating, tensors
 from noisegate.rules.base import Cost, find_leaves, rule_of, shared_parameters
 from noisegate.rules.features import FEATURES
@@ -92,7 +92,7 @@ def _shared_cost(widths, calls):
 def _count_cut(model, groups, widths, inputs):
     """The MACs of a model that is cut to some widths."""
     keep = {name: torch.arange(width) for name, width in widths.items()}
-    small = cut(detached_copy(model), kept_features(groups, keep))
+    small = cut_copy(model, groups, keep)
     inputs = copy.deepcopy(inputs)
     if FEATURES in keep:
         kept = keep[FEATURES].to(inputs[0].device)

@@ -73,14 +73,25 @@ def cut(model, kept):
     return model
 
 
-def detached_copy(model):
+def cut_copy(model, groups, keep):
+    """Returns a cut copy of a plain model, see :func:`kept_features`, that
+    shares with it the parameters that stay whole."""
+    shared = {
+        id(parameter): parameter
+        for name, parameter in model.named_parameters()
+        if "parametrizations." not in name  # are folded in place
+    }
+    return cut(detached_copy(model, shared), kept_features(groups, keep))
+
+
+def detached_copy(model, memo=None):
     """Returns a deep copy of a model, in which the last pass may have left
     tensors that are part of a graph, as torch's older weight norm does."""
     for module in model.modules():
         for name, value in vars(module).items():
             if torch.is_tensor(value) and value.grad_fn is not None:
                 setattr(module, name, value.detach())
-    return copy.deepcopy(model)
+    return copy.deepcopy(model, memo)
 
 
 def fold(model):

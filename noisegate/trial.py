@@ -17,7 +17,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from noisegate.attach import attach
-from noisegate.cut import cut, detached_copy, kept_features
+from noisegate.cut import cut_copy, detached_copy
 from noisegate.gate import NoiseGate
 from noisegate.probe import FORWARD_ERRORS, evaluating, map_tensors, tensors
 from noisegate.rules.features import FEATURES
@@ -333,7 +333,7 @@ class _Trial:
         finally:
             for part in reversed(parts):
                 part.take()
-        small = cut(detached_copy(self.model), kept_features(groups, keep))
+        small = cut_copy(self.model, groups, keep)
         fewer = list(inputs)
         if FEATURES in keep:
             fewer[0] = fewer[0].index_select(-1, keep[FEATURES])

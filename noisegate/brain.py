@@ -8,8 +8,6 @@ import copy
 import functools
 import json
 import os
-import subprocess
-import sys
 
 import speechbrain as sb
 import torch
@@ -17,9 +15,7 @@ from speechbrain.augment.augmenter import Augmenter
 from speechbrain.dataio.dataloader import LoopedLoader
 from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import get_logger
-from speechbrain.utils.train_logger import TensorboardLogger
 
-from noisegate import __version__
 from noisegate._private import unwrapped
 from noisegate.brain_model import BrainModel, find_gates
 from noisegate.checkpoints import RandomState, set_aside_incomplete
@@ -36,33 +32,6 @@ _MISSED = 1.2  # times the budget, when the widths are frozen: worth a warning
 _REORDER_STEPS = 10  # optimizer steps between two rankings of the channels
 
 
-def _commit():
-    """The commit of the repository that the started program is in."""
-    try:
-        git = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=os.path.dirname(os.path.abspath(sys.argv[0])),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except OSError:  # no git, or no such folder
-        return "unknown"
-    return git.stdout.strip() or "unknown"
-
-
-def tensorboard_logger(output_folder):
-    """Returns the logger that :meth:`GatedBrain.log_stats` looks for, for the
-    key ``tensorboard_train_logger``: to <output_folder>/tensorboard."""
-    try:
-        return TensorboardLogger(os.path.join(output_folder, "tensorboard"))
-    except ImportError as error:
-        raise ImportError(
-            "use_tensorboard needs the package tensorboard: "
-            "pip install tensorboard"
-        ) from error
-
-
 class GatedBrain(sb.Brain):
     """Trains weights and widths together, then evaluates the cut model.
 
@@ -72,9 +41,8 @@ class GatedBrain(sb.Brain):
     * ``compute_objectives`` adds ``self.complexity_term(stage)`` to its loss;
     * ``on_stage_start``, ``on_stage_end``, ``on_fit_batch_start`` and
       ``on_fit_batch_end``, where overridden, call ``super()`` first;
-    * ``on_stage_end`` logs ``self.gate_stats()``, by ``self.log_stats`` or
-      its own means, and names the criterion of the best checkpoint in its
-      ``meta`` only if ``self.widths_are_final``.
+    * ``on_stage_end`` logs ``self.gate_stats()``, and names the criterion of
+      the best checkpoint in its ``meta`` only if ``self.widths_are_final``.
 
     What this class does: gates have an optimizer of their own (own learning
     rate, clipped, no weight decay); schedule and dual variable are stepped
@@ -89,8 +57,7 @@ class GatedBrain(sb.Brain):
     groups in what ``compute_forward`` computes, see
     :func:`noisegate.brain_model.find_gates`. Optional:
     ``output_folder``, where the history of the widths is written to
-    ``gates.jsonl``; ``train_logger`` and ``tensorboard_train_logger`` (of
-    :func:`tensorboard_logger`), which ``log_stats`` writes to.
+    ``gates.jsonl``.
 
     Arguments
     ---------
@@ -140,11 +107,9 @@ class GatedBrain(sb.Brain):
         self._fed = self._stepped = False
         self._first_step = 0
         self._compacted = None  # the cut model
-        self._steps = None
         self._cut = {}  # cut modules by those in whose place they are
         self._uncut = {}  # what was in self.modules before
         self._uncut_hparams = {}
-        self._commit = _commit()  # now: the repository may move on meanwhile
 
     def _prepare(self, dataset, loader_kwargs):
         """Gates all modules together, if the hparams say so."""
@@ -182,63 +147,6 @@ class GatedBrain(sb.Brain):
         for name, width in self.gates.widths().items():
             stats[f"width {name}"] = float(width)
         return stats
-
-    def figures(self, widths=None):
-        """Returns what to write of the final model into ``result.json``.
-
-        A dict with "widths" by group (those of the gates if None are given);
-        "params"; "macs_per_second", "macs_per_second_full" (at full width) and
-        "macs_by_layer" (full and final, per second of audio);
-        "activations_per_second" (number of values); "complexity_weight" (the
-        last one); "steps" (optimizer steps of the whole training, which may
-        have gone on after the epoch that was best); "device", "threads", and
-        "versions" with the commit of the program that was started.
-        """
-        cost = self.gates.cost
-        widths = self.gates.integer_widths() if widths is None else widths
-        full, final = cost.macs_by_layer(), cost.macs_by_layer(widths)
-        return {
-            "widths": {**cost.sizes, **widths},
-            "params": cost.params(widths),
-            "macs_per_second": cost.macs_per_second(widths),
-            "macs_per_second_full": cost.macs_per_second(),
-            "macs_by_layer": {
-                layer: [macs, final.get(layer, 0)]
-                for layer, macs in full.items()
-            },
-            "activations_per_second": cost.activations(widths) / cost.seconds,
-            "complexity_weight": self.complexity_loss.weight,
-            "steps": self._steps or self.optimizer_step,
-            "device": str(self.device),
-            "threads": torch.get_num_threads(),
-            "versions": {
-                "noisegate": __version__,
-                "commit": self._commit,
-                "torch": torch.__version__,
-                "speechbrain": sb.__version__,
-            },
-        }
-
-    def log_stats(self, epoch, lr, train_stats, valid_stats):
-        """Logs an epoch with its widths: train log and, if any, TensorBoard.
-
-        TensorBoard shows epochs as steps, also in a run that was resumed
-        (SpeechBrain's logger counts its calls, which start anew then).
-        """
-        meta = {"lr": lr, **self.gate_stats()}
-        self.hparams.train_logger.log_stats(
-            {"epoch": epoch, **meta}, train_stats, valid_stats
-        )
-        board = getattr(self.hparams, "tensorboard_train_logger", None)
-        if board is None or board.writer is None:  # in the main process only
-            return
-        # With a slash TensorBoard shows the widths side by side
-        values = {k.replace("width ", "width/", 1): v for k, v in meta.items()}
-        values.update((f"{k}/train", v) for k, v in train_stats.items())
-        values.update((f"{k}/valid", v) for k, v in valid_stats.items())
-        for tag, value in values.items():
-            board.writer.add_scalar(tag, value, epoch)
-        board.writer.flush()
 
     # ---- hooks of sb.Brain -----------------------------------------------
 
@@ -436,8 +344,6 @@ class GatedBrain(sb.Brain):
         """
         self.modules.update(self._uncut)
         vars(self.hparams).update(self._uncut_hparams)
-        if self._steps is None:
-            self._steps = self.optimizer_step  # is loaded with the best epoch
         super().on_evaluate_start(max_key=max_key, min_key=min_key)
 
     def evaluate(self, test_set, *args, **kwargs):

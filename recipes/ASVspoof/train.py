@@ -28,14 +28,14 @@ from speechbrain.dataio.sampler import ReproducibleWeightedRandomSampler
 from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import get_logger
 
-from noisegate.brain import GatedBrain, tensorboard_logger
 from noisegate.evaluation.files import without_paths, write_atomically
 from noisegate.evaluation.metrics import asv_errors
+from noisegate.evaluation.recorded import RecordedBrain, tensorboard_logger
 
 logger = get_logger(__name__)
 
 
-class SpoofingBrain(GatedBrain):
+class SpoofingBrain(RecordedBrain):
     """Bona fide or spoof, one score per utterance."""
 
     def compute_forward(self, batch, stage):

@@ -27,8 +27,8 @@ from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from teachers import Teacher, synthesize
 
-from noisegate.brain import GatedBrain, tensorboard_logger
 from noisegate.evaluation.files import write_atomically
+from noisegate.evaluation.recorded import RecordedBrain, tensorboard_logger
 
 logger = get_logger(__name__)
 
@@ -50,7 +50,7 @@ class History(list):
             self[:] = json.load(fin)
 
 
-class StudentBrain(GatedBrain):
+class StudentBrain(RecordedBrain):
     """Regression; the error of validation and test is kept by frame."""
 
     def compute_forward(self, batch, stage):

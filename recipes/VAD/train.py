@@ -24,13 +24,13 @@ from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import get_logger
 from vad_data import FeatureCache, ItemLoader, check_manifests, frame_labels
 
-from noisegate.brain import GatedBrain, tensorboard_logger
 from noisegate.evaluation.files import without_paths, write_atomically
+from noisegate.evaluation.recorded import RecordedBrain, tensorboard_logger
 
 logger = get_logger(__name__)
 
 
-class VADBrain(GatedBrain):
+class VADBrain(RecordedBrain):
     """Frame-wise binary classification."""
 
     def compute_forward(self, batch, stage):

@@ -13,7 +13,7 @@ from speechbrain.nnet.RNN import GRU
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter
 
-from noisegate.brain import GatedBrain
+from noisegate.evaluation.recorded import RecordedBrain
 from noisegate.gates import Gates
 from noisegate.loss import ComplexityLoss
 from tests.unittests import models
@@ -28,7 +28,7 @@ class Killed(Exception):
     """Stands for the end of the process."""
 
 
-class TinyBrain(GatedBrain):
+class TinyBrain(RecordedBrain):
     """Frame-wise detection; ``kill`` says where the process ends."""
 
     kill = None

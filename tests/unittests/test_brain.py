@@ -20,7 +20,8 @@ from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.train_logger import FileTrainLogger
 
 import noisegate.brain
-from noisegate.brain import GatedBrain, tensorboard_logger
+from noisegate.brain import GatedBrain
+from noisegate.evaluation.recorded import tensorboard_logger
 from tests.integration.events import scalars
 from tests.unittests import models
 from tests.unittests.brains import (

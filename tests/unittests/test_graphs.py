@@ -16,7 +16,7 @@ def test_some_graphs():
 
 
 def test_the_search_finds_a_fault(monkeypatch):
-    """A norm whose statistics are those of all channels, if no trial is made."""
+    """A norm over all channels, if no trial is made."""
     monkeypatch.setattr("noisegate.gates.lock_inexact", lambda *args: None)
     monkeypatch.setattr(norm.NormRule, "masks", ())
     graph = [("linear", 0, 0, 8, 0), ("layer_norm", 0, 0, 2, 0)]

@@ -1,0 +1,126 @@
+"""A Brain that keeps figures of its run, for tables and for TensorBoard.
+
+Authors
+ * The noisegate developers, 2026
+"""
+
+import os
+import subprocess
+import sys
+
+import speechbrain as sb
+import torch
+from speechbrain.utils.train_logger import TensorboardLogger
+
+from noisegate import __version__
+from noisegate.brain import GatedBrain
+
+
+def _commit():
+    """The commit of the repository that the started program is in."""
+    try:
+        git = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=os.path.dirname(os.path.abspath(sys.argv[0])),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:  # no git, or no such folder
+        return "unknown"
+    return git.stdout.strip() or "unknown"
+
+
+def tensorboard_logger(output_folder):
+    """Returns the logger that :meth:`GatedBrain.log_stats` looks for, for the
+    key ``tensorboard_train_logger``: to <output_folder>/tensorboard."""
+    try:
+        return TensorboardLogger(os.path.join(output_folder, "tensorboard"))
+    except ImportError as error:
+        raise ImportError(
+            "use_tensorboard needs the package tensorboard: "
+            "pip install tensorboard"
+        ) from error
+
+
+class RecordedBrain(GatedBrain):
+    """Says what to write of the run, and logs to TensorBoard.
+
+    Optional in hparams: ``train_logger`` and ``tensorboard_train_logger`` (of
+    :func:`tensorboard_logger`), which ``log_stats`` writes to.
+
+    Arguments
+    ---------
+    *args : tuple
+        Passed to ``GatedBrain``.
+    **kwargs : dict
+        Passed to ``GatedBrain``.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._steps = None
+        self._commit = _commit()  # now: the repository may move on meanwhile
+
+    def on_evaluate_start(self, max_key=None, min_key=None):
+        """See ``sb.Brain.on_evaluate_start``; keeps the number of steps."""
+        if self._steps is None:
+            self._steps = self.optimizer_step  # is loaded with the best epoch
+        super().on_evaluate_start(max_key=max_key, min_key=min_key)
+
+    def figures(self, widths=None):
+        """Returns what to write of the final model into ``result.json``.
+
+        A dict with "widths" by group (those of the gates if None are given);
+        "params"; "macs_per_second", "macs_per_second_full" (at full width) and
+        "macs_by_layer" (full and final, per second of audio);
+        "activations_per_second" (number of values); "complexity_weight" (the
+        last one); "steps" (optimizer steps of the whole training, which may
+        have gone on after the epoch that was best); "device", "threads", and
+        "versions" with the commit of the program that was started.
+        """
+        cost = self.gates.cost
+        widths = self.gates.integer_widths() if widths is None else widths
+        full, final = cost.macs_by_layer(), cost.macs_by_layer(widths)
+        return {
+            "widths": {**cost.sizes, **widths},
+            "params": cost.params(widths),
+            "macs_per_second": cost.macs_per_second(widths),
+            "macs_per_second_full": cost.macs_per_second(),
+            "macs_by_layer": {
+                layer: [macs, final.get(layer, 0)]
+                for layer, macs in full.items()
+            },
+            "activations_per_second": cost.activations(widths) / cost.seconds,
+            "complexity_weight": self.complexity_loss.weight,
+            "steps": self._steps or self.optimizer_step,
+            "device": str(self.device),
+            "threads": torch.get_num_threads(),
+            "versions": {
+                "noisegate": __version__,
+                "commit": self._commit,
+                "torch": torch.__version__,
+                "speechbrain": sb.__version__,
+            },
+        }
+
+    def log_stats(self, epoch, lr, train_stats, valid_stats):
+        """Logs an epoch with its widths: train log and, if any, TensorBoard.
+
+        TensorBoard shows epochs as steps, also in a run that was resumed
+        (SpeechBrain's logger counts its calls, which start anew then).
+        """
+        meta = {"lr": lr, **self.gate_stats()}
+        self.hparams.train_logger.log_stats(
+            {"epoch": epoch, **meta}, train_stats, valid_stats
+        )
+        board = getattr(self.hparams, "tensorboard_train_logger", None)
+        if board is None or board.writer is None:  # in the main process only
+            return
+        # With a slash TensorBoard shows the widths side by side
+        values = {k.replace("width ", "width/", 1): v for k, v in meta.items()}
+        values.update((f"{k}/train", v) for k, v in train_stats.items())
+        values.update((f"{k}/valid", v) for k, v in valid_stats.items())
+        for tag, value in values.items():
+            board.writer.add_scalar(tag, value, epoch)
+        board.writer.flush()

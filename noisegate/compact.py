@@ -17,6 +17,7 @@ import inspect
 import io
 import json
 import os
+import pydoc
 import re
 import shutil
 import subprocess
@@ -26,9 +27,9 @@ import types
 from pathlib import Path
 
 import ruamel.yaml
-import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
+from ruamel.yaml.tag import Tag
 from sentencepiece import SentencePieceProcessor
 from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.utils.checkpoints import (
@@ -43,7 +44,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from noisegate.cut import cut, fold, kept_features
 from noisegate.layers import undeclare
-from noisegate.probe import FORWARD_ERRORS, evaluating, tensors
+from noisegate.probe import evaluating, tensors
 from noisegate.rules.base import rule_of
 from noisegate.rules.features import FEATURES
 from noisegate.trial import relative_difference
@@ -107,14 +108,38 @@ def constructor(hparams_file, key, overrides=None):
     tree = {**tree, **(tree.get("modules") or {})}
     if key not in tree:
         raise KeyError(f"{hparams_file} has no key '{key}'")
+    _without_gates(tree[key])
     out = io.StringIO()
     yaml.dump(tree[key], out)
     return out.getvalue().strip()
 
 
+def _without_gates(node):
+    """Puts plain layers in the place of those that ask for a gate."""
+    head, _, path = str(getattr(node, "tag", None) or "").partition(":")
+    gated = pydoc.locate(path) if path.startswith("noisegate.") else None
+    plain = getattr(gated, "plain", None)
+    if plain is not None:
+        node.yaml_set_ctag(Tag(suffix=f"{head}:{_path(plain)}"))
+    if isinstance(node, dict):
+        if plain is not None:
+            node.pop("gate", None)
+        node = list(node.values())
+    for child in node if isinstance(node, list) else ():
+        _without_gates(child)
+
+
+def _path(kind):
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _new(value):
+    return f"!new:{_path(type(value))}"
+
+
 def _scalar(value):
     if isinstance(value, type):
-        return f"!name:{value.__module__}.{value.__qualname__}"
+        return f"!name:{_path(value)}"
     if isinstance(value, (bool, type(None))):
         return {True: "True", False: "False", None: "null"}[value]
     if isinstance(value, (list, tuple)):
@@ -124,44 +149,14 @@ def _scalar(value):
     return repr(value)
 
 
-def _to_yaml(module, indent=0):
-    """A ``!new:`` expression that builds the module."""
-    pad = " " * (indent + 4)
-    kind = _class(module)
-    head = f"!new:{kind.__module__}.{kind.__qualname__}"
-    if isinstance(module, torch.nn.Sequential) or (
-        isinstance(module, sb.nnet.containers.Sequential)
-        and all(name.isdigit() for name in module)
-    ):
-        lines = [f"- {_to_yaml(m, indent + 4)}" for m in module.children()]
-    elif isinstance(module, sb.nnet.containers.Sequential):
-        lines = [
-            f"{name}: {_to_yaml(m, indent + 4)}" for name, m in module.items()
-        ]
-    else:
-        lines = [
-            f"{k}: {_scalar(v)}" for k, v in rule_of(module).arguments().items()
-        ]
-    if not lines:
-        return head
-    return "\n".join([head, *(pad + line for line in lines)])
-
-
-def _class(module):
-    """The class; that of the chain for blocks that are nothing but one."""
-    chain = sb.nnet.containers.Sequential
-    alike = isinstance(module, chain) and type(module).forward is chain.forward
-    return chain if alike else type(module)
-
-
 def _settings(module):
     """Classes and plain attributes by path: what equal modules share."""
     found, plain = {}, (*_SETTINGS, tuple, type)
     for path, part in module.named_modules():
-        found[path, "class"] = _class(part)
+        found[path, "class"] = type(part)
         for key, value in vars(part).items():
             if isinstance(value, types.FunctionType):
-                value = f"{value.__module__}.{value.__qualname__}", type(value)
+                value = _path(value), type(value)
             if isinstance(value, plain) and key not in _STATE:
                 found[path, key] = value
     return found
@@ -266,43 +261,30 @@ def _zeros(tensor):
 
 
 def _expression(name, module, original):
-    """Lines that make a module: the original constructor if it was not cut, its
-    own constructors if these express all sizes, else the original, corrected.
-    """
+    """Lines that make a module: as it was built, and corrected."""
     if not isinstance(module, torch.nn.Module):
-        kind = type(module)
-        return [f"{name}: !new:{kind.__module__}.{kind.__qualname__}"]
-    # Functions that made a module may be at hand in the recipe only
-    called = (original or "").startswith("!apply:")
-    candidates, reasons = [], []
-    for own in (False, True):
-        if original is None and not own:
-            continue
-        try:
-            made = _to_yaml(module) if own else original.replace("\n", "\n    ")
-            with torch.random.fork_rng():
-                built = load_hyperpyyaml(f"{name}: {made}")[name]
-            more = Corrections(name, built, module)
-        except (ImportError, *FORWARD_ERRORS) as error:
-            reasons.append(str(error))
-            continue
-        lines = [f"{name}: {made}", *more.lines]
-        rank = 3 if more.lines else 1
-        if not own:
-            rank = 2 if more.resized or called else 0
-        candidates.append((rank, lines))
-    if not candidates:
-        hint = " Give how it was built in originals" if original is None else ""
+        return [f"{name}: {_new(module)}"]
+    if original is None and rule_of(module).in_front:
+        arguments = rule_of(module).arguments().items()
+        lines = [f"{key}: {_scalar(value)}" for key, value in arguments]
+        original = "\n".join([_new(module), *lines])
+    if original is None:
+        raise ValueError(f"originals must say how '{name}' was built")
+    made = original.replace("\n", "\n    ")
+    try:
+        with torch.random.fork_rng():
+            built = load_hyperpyyaml(f"{name}: {made}")[name]
+    except ImportError as error:
         raise ValueError(
-            f"'{name}' cannot be built: {'; '.join(reasons)}.{hint}"
-        )
-    return min(candidates)[1]
+            f"'{name}' cannot be built from its YAML: {error}"
+        ) from error
+    return [f"{name}: {made}", *Corrections(name, built, module).lines]
 
 
 def _own_files(text):
     """Files beside the recipe that a YAML takes classes from."""
     found = []
-    for name in sorted(set(re.findall(r"!new:(\w+)\.", text))):
+    for name in sorted(set(re.findall(r"!(?:new|apply):(\w+)\.", text))):
         module = sys.modules.get(name)
         path = Path(getattr(module, "__file__", None) or "")
         alone = path.suffix == ".py" and not hasattr(module, "__path__")

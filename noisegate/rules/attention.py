@@ -239,23 +239,3 @@ class EncoderLayerRule(LayerRule):
     """SpeechBrain's Transformer encoder layer."""
 
     named_part = "pos_ffn"
-
-    def arguments(self):
-        module, ffn = self.layer, self.layer.pos_ffn
-        attention = module.self_att.att
-        arguments = {
-            "nhead": attention.num_heads,
-            "d_model": attention.embed_dim,
-            "dropout": module.dropout1.p,
-            "normalize_before": module.normalize_before,
-            "ffn_type": module.pos_ffn_type,
-        }
-        if module.pos_ffn_type == "regularFFN":
-            arguments["d_ffn"] = ffn.ffn[0].out_features
-            arguments["activation"] = type(ffn.ffn[1])
-        else:
-            sizes = [ffn[0].kernel_size, ffn[2].kernel_size]
-            arguments["d_ffn"] = ffn[0].conv.out_channels
-            arguments["ffn_cnn_kernel_size_list"] = sizes
-            arguments["causal"] = ffn[0].padding == "causal"
-        return arguments

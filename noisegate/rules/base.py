@@ -4,7 +4,6 @@ Authors
  * The noisegate developers, 2026
 """
 
-import inspect
 from typing import NamedTuple
 
 import torch
@@ -226,10 +225,6 @@ class LayerRule:
     def renew(self):
         """Corrects the sizes that a module keeps of layers inside."""
 
-    def arguments(self):
-        """Constructor arguments (dict) that build such a module again."""
-        return attributes(self.layer)
-
     # ---- cost ------------------------------------------------------------
 
     def record(self, args, kwargs, output):
@@ -243,24 +238,6 @@ class LayerRule:
         """The :class:`Cost` for widths by role, integers or tensors, and
         what was recorded of the calls."""
         raise NotImplementedError
-
-
-def attributes(module):
-    """Returns the attributes of a module that have the names of arguments of
-    its constructor (dict). Raises ValueError if one that has no default is
-    not kept."""
-    kept = {}
-    for name, argument in inspect.signature(type(module)).parameters.items():
-        if argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
-            continue
-        if hasattr(module, name):
-            kept[name] = getattr(module, name)
-        elif argument.default is argument.empty:
-            raise ValueError(
-                f"cannot write {type(module).__name__} to YAML: its argument "
-                f"'{name}' is not kept as an attribute"
-            )
-    return kept
 
 
 def select(module, name, axis, index):

@@ -4,7 +4,6 @@ Authors
  * The noisegate developers, 2026
 """
 
-import speechbrain as sb
 import torch
 
 from noisegate.rules.base import Cost, LayerRule, register, select
@@ -42,18 +41,3 @@ class EmbeddingRule(LayerRule):
         n_out = widths["out"]
         params = self.layer.num_embeddings * n_out
         return Cost(0, params, calls["positions"] * n_out)
-
-
-@register(sb.nnet.linear.Linear)
-class SpeechBrainLinearRule(LayerRule):
-    """SpeechBrain's module around a Linear layer."""
-
-    def arguments(self):
-        linear = self.layer.w
-        return {
-            "n_neurons": linear.out_features,
-            "input_size": linear.in_features,
-            "bias": linear.bias is not None,
-            "max_norm": self.layer.max_norm,
-            "combine_dims": self.layer.combine_dims,
-        }

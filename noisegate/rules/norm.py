@@ -6,7 +6,6 @@ Authors
 
 import math
 
-import speechbrain as sb
 import torch
 from speechbrain.lobes.models import conv_tasnet, dual_path
 
@@ -186,28 +185,3 @@ class LastChannelNormRule(LastGlobalNormRule):
     """Over channels (the last axis) alone."""
 
     alone = True
-
-
-@register(
-    sb.nnet.normalization.BatchNorm1d,
-    sb.nnet.normalization.BatchNorm2d,
-    sb.nnet.normalization.LayerNorm,
-)
-class SpeechBrainNormRule(LayerRule):
-    """SpeechBrain's modules around a normalization."""
-
-    def arguments(self):
-        module, norm = self.layer, self.layer.norm
-        if hasattr(norm, "normalized_shape"):
-            return {
-                "eps": norm.eps,
-                "input_size": list(norm.normalized_shape),
-                "elementwise_affine": norm.weight is not None,
-            }
-        names = ("eps", "momentum", "affine", "track_running_stats")
-        arguments = {name: getattr(norm, name) for name in names}
-        arguments["input_size"] = norm.num_features
-        for name in ("combine_batch_time", "skip_transpose"):
-            if hasattr(module, name):
-                arguments[name] = getattr(module, name)
-        return arguments

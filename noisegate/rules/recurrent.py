@@ -211,20 +211,6 @@ class AttentionalDecoderRule(SpeechBrainRecurrentRule):
         module.attn_dim = module.attn.mlp_out.out_features
 
 
-@register(RNN.GRU)
-class SpeechBrainGRURule(SpeechBrainRecurrentRule):
-    """SpeechBrain's module around a GRU."""
-
-    def arguments(self):
-        names = ("hidden_size", "input_size", "num_layers", "bias")
-        names += ("dropout", "bidirectional")
-        arguments = {name: getattr(self.layer.rnn, name) for name in names}
-        if self.layer.reshape:  # decided by the constructor from the shape
-            size = arguments.pop("input_size")
-            arguments["input_shape"] = [1, 1, 1, size]
-        return arguments
-
-
 @register(resepformer.SegLSTM)
 class SegLSTMRule(LayerRule):
     """SpeechBrain's module around an LSTM over segments."""

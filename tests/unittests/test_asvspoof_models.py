@@ -216,7 +216,8 @@ def test_a_folder_of_an_own_network_loads_without_noisegate(tmp_path):
     torch.manual_seed(0)
     model = ResNet34(channels=[4, 6, 8, 8]).eval()
     folder = tmp_path / "compact"
-    save_compact(str(folder), {"model": model})
+    made = {"model": "!new:models.ResNet34\n    channels: [4, 6, 8, 8]"}
+    save_compact(str(folder), {"model": model}, "", made)
     assert (folder / "models.py").is_file()
     x = torch.randn(2, 50, 24)
     torch.save((x, model(x).detach()), tmp_path / "expected.pt")

@@ -1,8 +1,6 @@
 """The cut model: equal to the gated one, plain, and loadable anywhere."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import speechbrain as sb
@@ -10,14 +8,10 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.inference.interfaces import Pretrained
 from speechbrain.lobes.features import Fbank
-from speechbrain.lobes.models.CRDNN import CNN_Block, DNN_Block
 from speechbrain.nnet.activations import Softmax
-from speechbrain.nnet.containers import Sequential
-from speechbrain.nnet.linear import Linear
-from speechbrain.nnet.RNN import GRU
 from speechbrain.processing.features import InputNormalization
 
-from noisegate.compact import compact, save_compact
+from noisegate.compact import compact, constructor, save_compact
 from noisegate.gates import Gates
 from noisegate.layers import GatedConv1d, GatedFbank
 from noisegate.loss import ComplexityLoss
@@ -230,55 +224,9 @@ def save(folder, name="crnn", **values):
     gates, model, features = cut(name)
     features.compute_fbanks.top_db = 300.0
     modules = {"compute_features": features, "model": model}
-    save_compact(folder, modules, header="Two\nlines.", **values)
+    original = {"model": f"!apply:tests.unittests.models.{name}"}
+    save_compact(folder, modules, "Two\nlines.", original, **values)
     return gates, model, features
-
-
-LOAD = """
-import sys
-sys.modules["noisegate"] = None  # importing it raises ImportError
-import torch
-from speechbrain.inference.interfaces import Pretrained
-from speechbrain.lobes.features import Fbank
-from speechbrain.lobes.models.CRDNN import CNN_Block, DNN_Block
-from speechbrain.nnet.activations import Softmax
-from speechbrain.nnet.containers import Sequential
-from speechbrain.nnet.linear import Linear
-from speechbrain.nnet.RNN import GRU
-
-
-class Detector(Pretrained):
-    MODULES_NEEDED = ["compute_features", "model"]
-
-    def forward(self, wav):
-        return self.mods.model(self.mods.compute_features(wav))
-
-
-folder, source, target = sys.argv[1:]
-detector = Detector.from_hparams(source=folder, savedir=folder + "/pretrained")
-wav = torch.load(source)
-torch.save(detector(wav), target)
-assert not any(m.startswith("noisegate.") for m in sys.modules)
-"""
-
-
-def test_loading_where_noisegate_is_not_installed(tmp_path):
-    """SpeechBrain alone builds all models from their folders, once each."""
-    wav = 0.1 * torch.randn(2, 8000)
-    torch.save(wav, tmp_path / "wav.pt")
-    expected = {}
-    for name in ("crnn", "transformer_cnn_post"):
-        _, model, features = save(str(tmp_path / name), name)
-        expected[name] = model(features(wav))
-        subprocess.run(
-            [sys.executable, "-c", LOAD]
-            + [str(tmp_path / item) for item in (name, "wav.pt", name + ".pt")],
-            check=True,
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        output = torch.load(tmp_path / (name + ".pt"))
-        torch.testing.assert_close(output, expected[name], rtol=0, atol=1e-6)
 
 
 class Detector(Pretrained):
@@ -345,7 +293,11 @@ def test_a_normalizer_is_saved_too(tmp_path):
         "mean_var_norm": norm,
         "model": model,
     }
-    save_compact(str(tmp_path / "compact"), modules)
+    originals = {
+        "model": "!apply:tests.unittests.models.crnn",
+        "mean_var_norm": f"{NORMALIZER}\n    norm_type: sentence",
+    }
+    save_compact(str(tmp_path / "compact"), modules, "", originals)
     loaded = load_hyperpyyaml(
         (tmp_path / "compact" / "hyperparams.yaml").open()
     )
@@ -412,54 +364,64 @@ def test_the_cut_model_can_be_trained():
         assert torch.isfinite(parameter.grad).all(), key
 
 
-def test_blocks_of_chains_load_without_noisegate(tmp_path):
-    """Blocks that are chains of layers are written as such."""
-    net = Sequential(input_shape=[None, None, 12])
-    net.append(CNN_Block, channels=6, kernel_size=(3, 3), layer_name="cnn")
-    net.append(GRU, hidden_size=7, layer_name="rnn")
-    net.append(DNN_Block, neurons=8, layer_name="dnn")
-    net.append(Linear, n_neurons=1, layer_name="out")
-    gates = Gates(models.randomise(net), input_shape=[1, 16, 12])
-    gates.freeze(models.random_widths(gates, 3))
-    small, _ = compact(gates)
-    save_compact(str(tmp_path / "compact"), {"model": small})
-    text = (tmp_path / "compact" / "hyperparams.yaml").read_text()
-    assert "noisegate" not in text
-    loaded = load_hyperpyyaml(text)["model"].eval()
-    loaded.load_state_dict(torch.load(tmp_path / "compact" / "model.ckpt"))
-    x = torch.randn(2, 16, 12)
-    assert torch.equal(loaded(x), small(x))
-
-
-def test_settings_that_a_class_forgets_are_an_error(tmp_path):
+def test_settings_that_cannot_be_written_are_an_error(tmp_path):
     """Softmax(apply_log=True) would be loaded as Softmax()."""
-    net = Sequential(input_shape=[None, None, 4])
-    net.append(Linear, n_neurons=3, layer_name="out")
-    net.append(Softmax(apply_log=True), layer_name="softmax")
+    softmax = {"softmax": Softmax(apply_log=True)}
+    original = "!new:speechbrain.nnet.activations.Softmax"
     with pytest.raises(ValueError, match="act is .*cannot be set"):
-        save_compact(str(tmp_path / "compact"), {"model": net})
-    original = "!new:speechbrain.nnet.activations.Softmax\n    apply_log: True"
-    save_compact(
-        str(tmp_path / "compact"),
-        {"softmax": net.softmax},
-        originals={"softmax": original},
-    )
-    text = (tmp_path / "compact" / "hyperparams.yaml").read_text()
+        save_compact(tmp_path / "a", softmax, "", {"softmax": original})
+    original += "\n    apply_log: True"
+    save_compact(tmp_path / "b", softmax, "", {"softmax": original})
+    text = (tmp_path / "b" / "hyperparams.yaml").read_text()
     x = torch.randn(2, 5, 4)
-    assert torch.equal(load_hyperpyyaml(text)["softmax"](x), net.softmax(x))
+    loaded = load_hyperpyyaml(text)["softmax"]
+    assert torch.equal(loaded(x), softmax["softmax"](x))
 
 
-def test_what_a_function_made_loads_without_it(tmp_path):
-    """By the constructors of its layers; an error where these fail, too."""
-    net = Sequential(input_shape=[None, None, 4])
-    net.append(Linear, n_neurons=3, layer_name="out")
+def test_how_a_module_was_built_has_to_be_known(tmp_path):
+    """The function or class of the recipe must be at hand."""
+    net = {"model": torch.nn.Linear(3, 2)}
+    with pytest.raises(ValueError, match="originals must say how 'model'"):
+        save_compact(tmp_path / "a", net)
     made = {"model": "!apply:nowhere.student"}
-    save_compact(str(tmp_path / "a"), {"model": net}, originals=made)
-    text = (tmp_path / "a" / "hyperparams.yaml").read_text()
-    assert load_hyperpyyaml(text)["model"].out.w.out_features == 3
-    net.append(Softmax(apply_log=True), layer_name="softmax")
     with pytest.raises(ValueError, match="'model' cannot be built.*nowhere"):
-        save_compact(str(tmp_path / "b"), {"model": net}, originals=made)
+        save_compact(tmp_path / "a", net, "", made)
+
+
+def test_the_file_of_a_function_is_saved_too(tmp_path, monkeypatch):
+    """A recipe's own one, beside it."""
+    code = "from torch.nn import Linear\nmake = lambda: Linear(3, 2)\n"
+    (tmp_path / "own_students.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    net = {"model": torch.nn.Linear(3, 2)}
+    made = {"model": "!apply:own_students.make"}
+    save_compact(tmp_path / "compact", net, "", made)
+    assert (tmp_path / "compact" / "own_students.py").read_text() == code
+
+
+def test_layers_that_ask_for_gates_are_written_as_plain_ones(tmp_path):
+    """Their gates are no arguments of the plain ones."""
+    hparams = tmp_path / "train.yaml"
+    hparams.write_text(
+        """
+features: !new:noisegate.GatedFbank
+    n_mels: 9
+modules:
+    model: !new:speechbrain.nnet.containers.Sequential
+        input_shape: [null, null, 9]
+        hidden: !name:noisegate.GatedLinear
+            n_neurons: 7
+            gate: !name:noisegate.NoiseGate
+                ramp: 1
+        out: !name:speechbrain.nnet.linear.Linear
+            n_neurons: 1
+"""
+    )
+    text = constructor(str(hparams), "model")
+    assert "noisegate" not in text and "ramp" not in text
+    assert "hidden: !name:speechbrain.nnet.linear.Linear" in text
+    text = constructor(str(hparams), "features")
+    assert text.startswith("!new:speechbrain.lobes.features.Fbank")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,12 @@ from noisegate.evaluation import latency
 from noisegate.evaluation.results import SweepFolder, figures, summarize
 
 SHAPE = {"segment_s": 0.5, "input_shape": {"model": [1, 50, 8]}}
+MADE = """!new:speechbrain.nnet.containers.Sequential
+    input_shape: [null, null, 8]
+    hidden: !name:speechbrain.nnet.linear.Linear
+        n_neurons: 32
+    out: !name:speechbrain.nnet.linear.Linear
+        n_neurons: 1"""
 WIDTHS = {"dense_1_1": 32, "dense_1_2": 32, "noise_0.5_2": 16, "noise_0.5_3": 4}
 
 
@@ -26,7 +32,8 @@ def write_sweep(folder, shape=SHAPE):
         net = Sequential(input_shape=[None, None, 8])
         net.append(Linear, n_neurons=width, layer_name="hidden")
         net.append(Linear, n_neurons=1, layer_name="out")
-        save_compact(str(place / "compact"), {"model": net}, **shape)
+        made = {"model": MADE}
+        save_compact(place / "compact", {"model": net}, "", made, **shape)
         result = {
             "widths": {"hidden": width},
             "params": 9 * width,

@@ -175,6 +175,19 @@ class Masked(torch.nn.Module):
         return self._own[0].run(parameters, args, kwargs)
 
 
+class Padded(torch.nn.Module):
+    """Keeps torch's encoder from packing frames, which no gate can read."""
+
+    def put_on(self, encoder):
+        """Padded frames stay as they are."""
+        self.before = encoder.use_nested_tensor
+        encoder.use_nested_tensor = False
+
+    def take_off(self, encoder):
+        """Undoes :meth:`put_on`."""
+        encoder.use_nested_tensor = self.before
+
+
 def _run(masked, *args, **kwargs):
     """The forward of a layer with a :class:`Masked`."""
     if all(gate.is_open(masked.training) for _, gate, _ in masked._gates):
@@ -230,6 +243,12 @@ def attach(model, group, gate):
         rule = rule_of(layer)
         if not parts:
             put(layer, "gate_" + port.role, gate)
+        above = port.layer
+        while above:
+            above = above.rpartition(".")[0]
+            encoder = model.get_submodule(above)
+            if getattr(encoder, "use_nested_tensor", False):
+                put(encoder, "padded", Padded())
         if port.role == "in":
             put(layer, "tap", Tap(gate, rule, port.index))
         elif port.role in rule.masks:

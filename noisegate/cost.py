@@ -14,6 +14,8 @@ Authors
  * The noisegate developers, 2026
 """
 
+import collections
+import contextlib
 import copy
 import math
 
@@ -49,12 +51,18 @@ def _counted(model, inputs):
     # Kernels that compute a whole layer are not counted
     fused = any(rule_of(module).fused for module in model.modules())
     onednn = torch.backends.mkldnn.enabled and not fused
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trained:  # the counter follows the gradient of inputs
+        parameter.requires_grad_(False)
     with (
+        contextlib.ExitStack() as after,
         evaluating(model),
         torch.backends.mkldnn.flags(enabled=onednn),
         sdpa_kernel(SDPBackend.MATH),
         FlopCounterMode(display=False) as counter,
     ):
+        for parameter in trained:
+            after.callback(parameter.requires_grad_, True)
         model(*inputs)
     return counter
 
@@ -141,10 +149,19 @@ class CostModel:
         rules, calls, counted = self._run(model, example, front_end)
         for path, recorded in calls.items():
             self._add(path, rules[path].cost, rules[path].sizes(), recorded)
+        missed = [path for path in rules if path not in calls]
+        if missed:
+            logger.warning(
+                f"The example does not reach {missed}: their multiplications "
+                "are not counted. Give an example that does, if they run"
+            )
+        for path in missed:
+            never = collections.defaultdict(int)
+            self._add(path, rules[path].cost, rules[path].sizes(), never)
         owned = {
             id(parameter)
-            for path in calls
-            for parameter in rules[path].layer.parameters()
+            for rule in rules.values()
+            for parameter in rule.layer.parameters()
         }
         for path, parameter in model.named_parameters():
             if id(parameter) not in owned:
@@ -183,7 +200,7 @@ class CostModel:
             owners = [
                 (leaf, path, name)
                 for path, _, name in places
-                for leaf in calls
+                for leaf in rules
                 if f"{path}.".startswith(f"{leaf}.")
             ]
             n_entries = getattr(*places[0][1:]).numel()

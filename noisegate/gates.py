@@ -5,6 +5,7 @@ Authors
 """
 
 import collections.abc
+import copy
 import fnmatch
 import math
 
@@ -23,7 +24,7 @@ from noisegate.groups import (
     not_silent,
     unknown_layers,
 )
-from noisegate.probe import FORWARD_ERRORS, evaluating
+from noisegate.probe import FORWARD_ERRORS, evaluating, tensors
 from noisegate.rules.base import rule_of
 from noisegate.rules.features import FEATURES
 from noisegate.trial import lock_inexact
@@ -78,6 +79,23 @@ def _shortened(model, inputs):
     except FORWARD_ERRORS:  # needs more, or as many as there were
         return inputs
     return shorter if same else inputs
+
+
+def _check_lengths(model, whole):
+    """Raises ValueError if what a model returns has another length for silence
+    and for noise: its cost would be that of silence."""
+    shapes = []
+    for inputs in (whole, not_silent(whole)):
+        with evaluating(model), torch.random.fork_rng():
+            torch.manual_seed(0)
+            made = tensors(model(*copy.deepcopy(inputs)))
+        shapes.append([list(x.shape) for x in made])
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"how much {type(model).__name__} returns depends on the data: "
+            f"{shapes[0]} for silence, {shapes[1]} for noise. Give an example "
+            "of real data, with all arguments that fix the length"
+        )
 
 
 def _matches(group, pattern):
@@ -177,6 +195,11 @@ class Gates(collections.abc.Mapping):
                 f"{type(model).__name__} has gates already: take them off with "
                 "their remove() first"
             )
+        if rule_of(model).sizes():
+            raise ValueError(
+                f"{type(model).__name__} is a single layer, which reads the "
+                "input and makes the output: there is nothing between to gate"
+            )
         self.model = model
         self.front_end = front_end
         if front_end is not None:
@@ -196,6 +219,7 @@ class Gates(collections.abc.Mapping):
         with torch.no_grad():
             whole = example if front_end is None else [front_end(example[0])]
             inputs = not_silent(_shortened(model, whole))
+        _check_lengths(model, whole)
         # Of the model's input for segment_s seconds; None for other arguments
         self.input_shape = None
         if len(whole) == 1 and torch.is_tensor(whole[0]):
@@ -346,13 +370,13 @@ class Gates(collections.abc.Mapping):
         attached = self._attached
         self.remove()
         try:
-            copy = detached_copy(self.model)
+            model = detached_copy(self.model)
         finally:
             if attached:
                 for _, part in self._parts:
                     part.put()
             self._attached = attached
-        return copy
+        return model
 
     def __repr__(self):
         """The table of the groups."""

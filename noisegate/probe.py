@@ -356,7 +356,7 @@ class Probe:
                 f"the forward of {type(self.model).__name__} is not "
                 "deterministic for a fixed seed of torch in evaluation mode: "
                 f"what reaches '{place}' differs between two passes with the "
-                "same input"
+                "same input. Perhaps it keeps a state from pass to pass"
             )
         self._find_input()
         touched = self._find_makers()

@@ -224,9 +224,17 @@ class _Trial:
             if dtype is torch.float64:
                 self.model.double()
             self._randomise()
-            outputs = [self._run(self.model, inputs, seed) for seed in (0, 1)]
+            first, again, other = (
+                self._run(self.model, inputs, seed) for seed in (0, 0, 1)
+            )
+        if not relative_difference(first, again) <= MAX_NOISE:
+            raise TrialError(
+                f"{type(model).__name__} returns something else when it is "
+                "called again with the same input and seed: it keeps a state "
+                "from one pass to the next. Let forward begin anew each time"
+            )
         # A model may draw random numbers in evaluation too
-        self.noise = relative_difference(*outputs)
+        self.noise = relative_difference(first, other)
         if math.isnan(self.noise):
             raise TrialError(
                 f"{type(model).__name__} puts out NaN for parameters drawn at "

@@ -227,6 +227,14 @@ class RelativeAttentionRule(SpeechBrainAttentionRule):
         return calls
 
 
+@register(torch.nn.TransformerEncoder)
+class TorchEncoderRule(LayerRule):
+    """Packs frames, if it is not told otherwise: padded ones are zeros then."""
+
+    def renew(self):
+        self.layer.use_nested_tensor = False
+
+
 @register(PositionalwiseFeedForward)
 class FeedForwardRule(LayerRule):
     """The feed-forward block of a Transformer or Conformer."""

@@ -298,3 +298,54 @@ def test_code_of_one_type_is_tried_in_it():
         return torch.frombuffer(values, dtype=torch.float32).view(x.shape)
 
     assert set(locked(single).values()) >= {None}
+
+
+class Stateful(nn.Module):
+    """Goes on with the state of the last pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.gru = nn.GRU(4, 6, batch_first=True)
+        self.last = nn.Linear(6, 2)
+        self.state = None
+
+    def forward(self, x):
+        """Returns scores."""
+        state = self.state if self.state is not None else x.new_zeros(1, 1, 6)
+        x, self.state = self.gru(x, state[:, : len(x)].expand(-1, len(x), -1))
+        return self.last(x)
+
+
+def test_a_state_from_pass_to_pass_is_told_from_randomness():
+    """Nothing is random, so nothing is said of it."""
+    with pytest.raises(ValueError, match="keeps a state") as error:
+        noisegate.Gates(Stateful(), input_shape=[1, 9, 4])
+    assert "random" not in str(error.value)
+
+
+class Trims(nn.Module):
+    """Leaves quiet frames out."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        """Returns the scores of loud frames."""
+        loud = x.abs().amax((0, 2)) > 0.1
+        loud[0] = True
+        return self.last(self.first(x[:, loud]).relu())
+
+
+def test_a_length_that_depends_on_the_data_asks_for_an_example():
+    """With one the cost is that of the example."""
+    with pytest.raises(ValueError, match="depends on the data.*Give an examp"):
+        noisegate.Gates(Trims(), input_shape=[1, 9, 4])
+    gates = noisegate.Gates(Trims(), example=[torch.rand(1, 9, 4) + 0.2])
+    assert gates.cost.macs() == 9 * (4 * 6 + 6 * 2)
+
+
+def test_a_single_layer_has_nothing_to_gate():
+    """It says that."""
+    with pytest.raises(ValueError, match="LSTM is a single layer"):
+        noisegate.Gates(nn.LSTM(4, 6), input_shape=[1, 9, 4])

@@ -7,6 +7,7 @@ import pytest
 import speechbrain as sb
 import torch
 from speechbrain.utils.checkpoints import average_checkpoints
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from noisegate import ComplexityLoss, Gates, NoiseGate, compact
@@ -306,3 +307,48 @@ def test_an_evaluation_of_the_uncut_model_is_an_error(tmp_path):
     trainer = fit(brain(tmp_path, brain_class=ForgetfulBrain))
     with pytest.raises(RuntimeError, match="must call super"):
         trainer.evaluate(dataset(8), min_key="loss")
+
+
+class Expert(nn.Module):
+    """One of two layers, as the data say."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+        self.loud, self.quiet = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        """Returns scores."""
+        layer = self.loud if x.abs().max() > 9 else self.quiet
+        return self.last(layer(self.first(x)))
+
+
+def test_layers_that_the_example_does_not_reach_are_named(caplog):
+    """Their parameters count all the same."""
+    model = Expert()
+    n_parameters = sum(p.numel() for p in model.parameters())
+    gates = Gates(model, input_shape=[1, 9, 4])
+    assert "does not reach ['loud']" in caplog.text
+    assert gates.cost.params() == n_parameters
+
+
+def test_an_expanded_parameter_is_counted():
+    """A state that is learned, of one example."""
+
+    class Learned(nn.Module):
+        """A GRU with a state to begin with."""
+
+        def __init__(self):
+            super().__init__()
+            self.gru = nn.GRU(4, 6, batch_first=True)
+            self.state = nn.Parameter(torch.randn(1, 1, 6))
+            self.last = nn.Linear(6, 2)
+
+        def forward(self, x):
+            """Returns scores of the last state."""
+            _, h = self.gru(x, self.state.expand(-1, len(x), -1))
+            return self.last(h[-1])
+
+    gates = Gates(Learned(), input_shape=[1, 9, 4])
+    assert gates.cost.macs() == 9 * 3 * 6 * (4 + 6) + 6 * 2
+    assert all(p.requires_grad for p in gates.model.parameters())

@@ -227,7 +227,7 @@ class _Trial:
             first, again, other = (
                 self._run(self.model, inputs, seed) for seed in (0, 0, 1)
             )
-        if not relative_difference(first, again) <= MAX_NOISE:
+        if relative_difference(first, again) > MAX_NOISE:
             raise TrialError(
                 f"{type(model).__name__} returns something else when it is "
                 "called again with the same input and seed: it keeps a state "

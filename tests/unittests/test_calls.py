@@ -7,7 +7,6 @@ import pytest
 import speechbrain as sb
 import torch
 from speechbrain.utils.checkpoints import average_checkpoints
-from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from noisegate import ComplexityLoss, Gates, NoiseGate, compact

@@ -216,9 +216,11 @@ def find_gates(brain, factory, dataset, loader_kwargs=None):
             f"Gates are found in compute_forward of stage {stage.name}, for "
             f"{seconds:.2f} s of audio"
         )
-        return factory(
+        gates = factory(
             model=model,
             example=examples[0],
             more_examples=examples[1:],
             segment_s=seconds,
         )
+    logger.info(f"Groups of {type(brain).__name__}:\n{gates!r}")
+    return gates

@@ -53,7 +53,8 @@ def load_gates(hparams_file, overrides=""):
     if len(found) != 1:
         raise ValueError(
             f"{hparams_file} must make one noisegate.gates.Gates, it makes "
-            f"{len(found)} {found or ''}"
+            f"{len(found)} {found or ''}. Those of a factory (!name:) are "
+            "found by the Brain in data: run train.py, whose log has the table"
         )
     return hparams[found[0]]
 

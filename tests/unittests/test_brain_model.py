@@ -154,7 +154,8 @@ def test_the_stage_that_is_looked_at(caplog):
     for kind, stage in ((Several, "TRAIN"), (Random, "VALID")):
         brain = make(kind)
         find_gates(brain, brain.gates, data())
-        assert f"stage {stage}" in caplog.messages[-1]
+        assert f"stage {stage}" in caplog.messages[-2]
+        assert "gated: 2 of 3 groups" in caplog.messages[-1]
     brain = make()
     other = DynamicItemDataset(
         {"a": {"x": torch.randn(160)}}, output_keys=["x"]

@@ -506,3 +506,22 @@ def test_later_settings_of_filterbanks_are_kept(bands, tmp_path):
     wav = torch.rand(1, 1600)
     assert torch.equal(loaded(wav), front_end(wav))
     assert float(front_end(wav).min()) >= 0  # no decibels
+
+
+def test_a_cut_model_is_gated_again(tmp_path):
+    """In part, and after its folder was loaded; it saves as ever."""
+    gates, model, features = save(tmp_path / "first")
+    loaded = load_modules(str(tmp_path / "first"))["model"]
+    shape = [1, 21, gates.integer_widths()["features"]]
+    again = Gates(loaded, input_shape=shape, layers=["conv2"])
+    (name,) = again
+    width = again[name].min_width
+    assert width < again[name].size == gates.integer_widths()[name]
+    again.freeze({name: width})
+    small, _ = compact(again)
+    x = torch.randn(2, *shape[1:])
+    torch.testing.assert_close(small(x), again.model.eval()(x))
+    original = {"model": "!apply:tests.unittests.models.crnn"}
+    save_compact(tmp_path / "second", {"model": small}, "", original)
+    twice = load_modules(str(tmp_path / "second"))["model"]
+    assert torch.equal(twice(x), small(x))

@@ -34,7 +34,8 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "recipes" / "ASVspoof")]
 
 from benchmarks import zoo_export, zoo_rival
 from benchmarks.zoo_models import ZOO, build

@@ -34,8 +34,8 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "recipes" / "ASVspoof")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(1, str(Path(sys.path[0], "recipes", "ASVspoof")))
 
 from benchmarks import zoo_export, zoo_rival
 from benchmarks.zoo_models import ZOO, build

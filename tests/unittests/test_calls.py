@@ -351,3 +351,36 @@ def test_an_expanded_parameter_is_counted():
     gates = Gates(Learned(), input_shape=[1, 9, 4])
     assert gates.cost.macs() == 9 * 3 * 6 * (4 + 6) + 6 * 2
     assert all(p.requires_grad for p in gates.model.parameters())
+
+
+def test_padded_frames_of_torchs_encoder():
+    """Are not packed where gates read them, nor in the cut model."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
+    model = nn.Sequential(nn.Linear(4, 8), nn.TransformerEncoder(layer, 2))
+    encoder = model[1]
+
+    class Masked(nn.Module):
+        """Reads as many frames as there are."""
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.encoder = model
+            self.last = nn.Linear(8, 3)
+
+        def forward(self, x, padded):
+            """Returns scores."""
+            x = self.encoder(self.first(x), src_key_padding_mask=padded)
+            return self.last(x)
+
+    x, padded = torch.randn(2, 9, 4), torch.zeros(2, 9, dtype=torch.bool)
+    padded[1, 6:] = True
+    with Gates(Masked(), example=[x, padded]) as gates:
+        gates.freeze(gates.min_widths())
+        small, _ = compact(gates)
+        with torch.no_grad():
+            expected = gates.model.eval()(x, padded)
+            made = small(x, padded)
+        assert not encoder.use_nested_tensor
+        torch.testing.assert_close(made, expected)
+    assert encoder.use_nested_tensor

@@ -436,7 +436,10 @@ class GatedBrain(sb.Brain):
             if not isinstance(module, Augmenter):
                 hook = module.register_forward_pre_hook(note, with_kwargs=True)
                 handles.append(hook)
-        inputs = map_tensors(lambda x: x.to(self.device), self.gates.example)
+        inputs = [
+            x.to(self.device) if torch.is_tensor(x) else x
+            for x in map_tensors(torch.clone, self.gates.example)
+        ]
         if FEATURES in self.gates:
             inputs[0] = self.open_features(inputs[0])
         with evaluating(self._compacted):

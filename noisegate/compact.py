@@ -169,9 +169,7 @@ class Corrections:
         self.name, self.built, self.module = name, built, module
         self.lines = []
         self._unfold()
-        n_lines = len(self.lines)
         self._resize()
-        self.resized = len(self.lines) > n_lines
         self._set()
 
     def _part(self, path):
@@ -198,10 +196,8 @@ class Corrections:
                     remove = "torch.nn.utils.remove_weight_norm"
                     self._call(remove, path, hook.name)
             if parametrize.is_parametrized(part):
+                remove = "torch.nn.utils.parametrize.remove_parametrizations"
                 for key in part.parametrizations:
-                    remove = (
-                        "torch.nn.utils.parametrize.remove_parametrizations"
-                    )
                     self._call(remove, path, key)
         fold(self.built)
 
@@ -284,7 +280,7 @@ def _expression(name, module, original):
 def _own_files(text):
     """Files beside the recipe that a YAML takes classes from."""
     found = []
-    for name in sorted(set(re.findall(r"!(?:new|apply):(\w+)\.", text))):
+    for name in sorted(set(re.findall(r"!(?:new|apply|name):(\w+)\.", text))):
         module = sys.modules.get(name)
         path = Path(getattr(module, "__file__", None) or "")
         alone = path.suffix == ".py" and not hasattr(module, "__path__")

@@ -22,7 +22,7 @@ from noisegate.rules.base import OwnForward, rule_of
 from noisegate.rules.features import FEATURES
 
 _STATISTICS_MOMENTUM = 0.05
-_STATISTICS_ROWS = 4096  # about as many vectors are enough for a variance
+_STATISTICS_ROWS = 1024  # about as many vectors are enough for a variance
 
 
 class Tap(torch.nn.Module):

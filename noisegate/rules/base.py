@@ -102,6 +102,7 @@ class LayerRule:
         The module that the rule speaks of.
     """
 
+    kind = None  # name of classes that compute the same in evaluation
     family = "linear"  # role of the groups of channels that it makes
     masks = ()  # roles whose closed channels its forward has to know
     granularity = 1  # of the widths of the channels that it reads

@@ -525,3 +525,25 @@ def test_a_cut_model_is_gated_again(tmp_path):
     save_compact(tmp_path / "second", {"model": small}, "", original)
     twice = load_modules(str(tmp_path / "second"))["model"]
     assert torch.equal(twice(x), small(x))
+
+
+def test_batch_norms_of_several_gpus_are_saved_as_plain_ones(tmp_path):
+    """SpeechBrain puts SyncBatchNorm in their place for DDP."""
+    model = torch.nn.Sequential(
+        torch.nn.Conv1d(4, 8, 3),
+        torch.nn.BatchNorm1d(8),
+        torch.nn.Conv1d(8, 2, 1),
+    )
+    gates = Gates(model, example=[torch.randn(1, 4, 20)])
+    gates.freeze({"0": 3})
+    torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    small, _ = compact(gates)
+    made = "!new:torch.nn.Sequential"
+    for line in ("Conv1d [4, 8, 3]", "BatchNorm1d [8]", "Conv1d [8, 2, 1]"):
+        made += f"\n    - !new:torch.nn.{line}"
+    folder = str(tmp_path / "compact")
+    save_compact(folder, {"model": small}, "", {"model": made})
+    loaded = load_modules(folder)["model"]
+    assert type(loaded[1]) is torch.nn.BatchNorm1d
+    x = torch.randn(2, 4, 30)
+    assert torch.equal(loaded(x), small(x))

@@ -7,11 +7,6 @@ of Speech Commands where they are, otherwise words of tones.
 
 import csv
 import json
-import os
-import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +15,8 @@ import sentencepiece
 import soundfile as sf
 from hyperpyyaml import load_hyperpyyaml
 
-ROOT = Path(__file__).parents[2]
+from tests.integration.patches import ROOT, changed_lines, patched, run
+
 RECIPES = Path(__file__).parent / "recipes"
 SPEECH = ROOT / "recipes" / "VAD" / "sample" / "speech"
 KEYWORDS = ROOT.parent / "shared" / "data" / "gsc12"
@@ -111,40 +107,10 @@ def corpora(tmp_path_factory):
     return folders
 
 
-def run(*arguments, cwd, **variables):
-    """Runs Python in a process of its own; returns what it prints."""
-    out = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
-        check=False,
-        timeout=600,
-    )
-    assert out.returncode == 0, (out.stdout + out.stderr)[-3000:]
-    return out.stdout
-
-
-def patched(name, folder):
-    """A recipe with its patch, in a folder."""
-    shutil.copytree(RECIPES / name, folder)
-    shutil.copy(RECIPES / "data.py", folder)
-    subprocess.run(
-        ["git", "apply", "--unsafe-paths", "gated.patch"],
-        cwd=folder,
-        check=True,
-        env={**os.environ, "GIT_CEILING_DIRECTORIES": str(folder.parent)},
-    )
-    return folder
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_at_most_twenty_lines_change(name):
     """Counted as git does: removed ones and added ones."""
-    patch = (RECIPES / name / "gated.patch").read_text(encoding="utf-8")
-    changed = re.findall(r"^[+-](?![+-]).*\S", patch, flags=re.M)
-    assert 0 < len(changed) <= 20
+    assert 0 < len(changed_lines(RECIPES / name)) <= 20
 
 
 # Loads a folder with SpeechBrain alone
@@ -166,7 +132,7 @@ print(*loaded["pretrainer"].loadables)
 @pytest.mark.parametrize("name", NAMES)
 def test_recipe(name, corpora, tmp_path):
     """It trains, is cut to its budget and loads with SpeechBrain alone."""
-    folder = patched(name, tmp_path / name)
+    folder = patched(RECIPES / name, tmp_path / name, RECIPES / "data.py")
     kind = "speech" if name in ("vad", "separation") else "words"
     run(
         "train.py",

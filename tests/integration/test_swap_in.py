@@ -1,11 +1,7 @@
 """The tutorial docs/swap_in.md: what it says is what happens."""
 
-import difflib
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,23 +11,17 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.dataio import read_audio
 
-ROOT = Path(__file__).parents[2]
-FILES = Path(__file__).parent / "swap_in"
+from tests.integration.patches import ROOT, changed_lines, patched, run
+
+BEFORE = Path(__file__).parent / "swap_in"
 TUTORIAL = (ROOT / "docs" / "swap_in.md").read_text(encoding="utf-8")
 KEYWORDS = ("rise", "fall", "pulse")
 
 
-def text(name):
-    """Content of a file of the tutorial."""
-    return (FILES / name).read_text(encoding="utf-8")
-
-
-def changed_lines(name):
-    """Removed and added lines between before and after."""
-    lines = difflib.ndiff(
-        text(f"before/{name}").splitlines(), text(f"after/{name}").splitlines()
-    )
-    return [line for line in lines if line[0] in "+-"]
+@pytest.fixture(scope="module")
+def after(tmp_path_factory):
+    """The folder of the recipe as it becomes."""
+    return patched(BEFORE, tmp_path_factory.mktemp("gated") / "recipe")
 
 
 @pytest.fixture(scope="module")
@@ -63,33 +53,20 @@ def corpus(tmp_path_factory):
     return folder
 
 
-def run(script, *arguments, cwd=ROOT):
-    """Runs Python in a process of its own; returns what it prints."""
-    out = subprocess.run(
-        [sys.executable, *script, *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        check=False,
-        timeout=600,
-    )
-    assert out.returncode == 0, (out.stdout + out.stderr)[-3000:]
-    return out.stdout
-
-
 @pytest.fixture(scope="module")
-def trained(corpus, tmp_path_factory):
+def trained(corpus, after, tmp_path_factory):
     """Output folders of both recipes after training."""
     folders = {}
-    for variant in ("before", "after"):
+    for variant, recipe in (("before", BEFORE), ("after", after)):
         folders[variant] = tmp_path_factory.mktemp(variant)
         run(
-            ["train.py", "train.yaml"],
+            "train.py",
+            "train.yaml",
             f"--data_folder={corpus}",
             f"--output_folder={folders[variant]}",
             "--noprogressbar",
-            cwd=FILES / variant,
+            cwd=recipe,
+            PYTHONPATH=str(ROOT),
         )
     return folders
 
@@ -102,34 +79,33 @@ def errors(folder):
 
 def test_fewer_than_twenty_lines_change():
     """Counted as git does: removed ones and added ones."""
-    changed = changed_lines("train.py") + changed_lines("train.yaml")
-    assert len([line for line in changed if line[2:].strip()]) < 20
+    assert len(changed_lines(BEFORE)) < 20
 
 
 def test_the_code_of_the_tutorial_is_that_of_the_files():
     """All changes are shown, and nothing else."""
     shown = re.findall(r"```diff\n(.*?)```", TUTORIAL, flags=re.DOTALL)
     shown = "".join(shown).splitlines()
-    for name in ("train.yaml", "train.py"):
-        for line in changed_lines(name):
-            if line[2:].strip():
-                assert line[0] + line[2:] in shown, line
-    everything = [
-        line
-        for variant in ("before", "after")
-        for name in ("train.py", "train.yaml")
-        for line in text(f"{variant}/{name}").splitlines()
-    ]
+    patch = (BEFORE / "gated.patch").read_text(encoding="utf-8")
+    for line in changed_lines(BEFORE):
+        assert line in shown, line
+    files = [(BEFORE / f).read_text() for f in ("train.py", "train.yaml")]
+    known = "\n".join([patch, *files]).splitlines()
+    known = {line.lstrip("+- ") for line in known}
     for line in shown:
-        assert line[1:] in everything or not line.strip(), line
+        assert line.lstrip("+- ") in known, line
 
 
-def test_inspect_prints_what_the_tutorial_shows():
+def test_inspect_prints_what_the_tutorial_shows(after):
     """Before any training, and without data."""
     out = run(
-        ["-m", "noisegate.cli", "inspect"],
-        FILES / "after" / "train.yaml",
+        "-m",
+        "noisegate.cli",
+        "inspect",
+        "train.yaml",
         "--data_folder=none",
+        cwd=after,
+        PYTHONPATH=str(ROOT),
     )
     shown = TUTORIAL.partition("```\ngroup ")[2].partition("```")[0]
     assert out.split() == ("group " + shown).split()
@@ -144,7 +120,7 @@ def test_both_recipes_learn_their_data(trained):
     assert 0.24 < json.loads(lines[-1])["macs_ratio"] <= 0.25
 
 
-def test_the_cut_model_loads_in_a_new_process(trained, corpus):
+def test_the_cut_model_loads_in_a_new_process(trained, corpus, after):
     """With the code of the tutorial; it returns what the gated one does."""
     code = re.search(
         r"```python\n(from speechbrain.*?)```", TUTORIAL, flags=re.DOTALL
@@ -153,10 +129,10 @@ def test_the_cut_model_loads_in_a_new_process(trained, corpus):
     code = code.replace("results/keywords/1986", str(folder))
     code = code.replace("yes.wav", str(wav))
     code += "\nprint(scores.flatten().tolist())"
-    scores = json.loads(run(["-c", code]).splitlines()[-1])
+    scores = json.loads(run("-c", code, cwd=ROOT).splitlines()[-1])
 
     overrides = {"data_folder": str(corpus), "output_folder": str(folder)}
-    hparams = load_hyperpyyaml(text("after/train.yaml"), overrides)
+    hparams = load_hyperpyyaml((after / "train.yaml").open(), overrides)
     hparams["checkpointer"].recover_if_possible(min_key="error")
     modules = torch.nn.ModuleDict(hparams["modules"]).eval()
     assert hparams["gates"].frozen

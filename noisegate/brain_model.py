@@ -22,6 +22,7 @@ from speechbrain.dataio.dataloader import LoopedLoader, make_dataloader
 from speechbrain.processing.features import InputNormalization
 from speechbrain.utils.logger import get_logger
 
+from noisegate.gates import layers_run
 from noisegate.probe import FORWARD_ERRORS, evaluating, tensors
 from noisegate.trial import MAX_NOISE, relative_difference
 
@@ -212,6 +213,12 @@ def find_gates(brain, factory, dataset, loader_kwargs=None):
                 f"compute_forward of {type(brain).__name__} cannot be looked "
                 f"at: {'; '.join(reasons)}"
             )
+        called = layers_run(model, copy.deepcopy(examples[0]))
+        model.beside = {  # not, say, a language model that is not called
+            key: module
+            for key, module in model.beside.items()
+            if not called.union(model.modules()).isdisjoint(module.modules())
+        }
         logger.info(
             f"Gates are found in compute_forward of stage {stage.name}, for "
             f"{seconds:.2f} s of audio"

@@ -50,7 +50,7 @@ def spread_ranks(size):
     return torch.argsort(torch.argsort(torch.tensor(reversed_index)))
 
 
-def _layers_run(model, inputs):
+def layers_run(model, inputs):
     """The modules (set) that a pass of the model calls."""
     called = set()
     hook = register_module_forward_pre_hook(
@@ -75,7 +75,7 @@ def _shortened(model, inputs):
         return inputs
     shorter = [inputs[0][:, :shortest]]
     try:
-        same = _layers_run(model, shorter) == _layers_run(model, inputs)
+        same = layers_run(model, shorter) == layers_run(model, inputs)
     except FORWARD_ERRORS:  # needs more, or as many as there were
         return inputs
     return shorter if same else inputs

@@ -126,6 +126,21 @@ def test_groups_span_modules_and_cuts_are_exact():
     assert model.beside["search"].decoder is model["dec"]
 
 
+class Apart(torch.nn.Module):
+    """Another model, that cannot be copied."""
+
+    def __deepcopy__(self, memo):
+        raise TypeError("has no copy")
+
+
+def test_what_is_not_called_is_left_alone():
+    """It is neither copied nor replaced."""
+    brain = make()
+    brain.hparams.language_model = Apart()
+    gates = find_gates(brain, brain.gates, data())
+    assert set(gates.model.beside) == {"enc", "search"}
+
+
 def test_modules_that_stay_as_they_are():
     """With the reason; one that is not there is an error."""
     brain = make(untouched=["enc"])

@@ -308,33 +308,33 @@ class GatedBrain(sb.Brain):
         """See ``sb.Brain.on_stage_end``; writes the history of the widths."""
         # A run may resume behind the last batch of an epoch
         self.random_state.restore()
-        n_steps = (
-            self.step - self._first_step
-        ) // self.grad_accumulation_factor
-        due = stage == sb.Stage.TRAIN and n_steps > 0
-        if (
-            due
-            and self.gates.parameters()
-            and not (self.gates.frozen or self._fed and self._stepped)
-        ):
-            raise RuntimeError(
-                "a fit_batch that is overridden must call on_fit_batch_start, "
-                "self.optimizers_step() and on_fit_batch_end: the gates have "
-                "not been trained"
-            )
-        idle = self.gates.idle()
-        if stage == sb.Stage.TRAIN and self._fed and idle:
-            raise RuntimeError(
-                f"the layers that read {idle} did not run in training epoch "
-                f"{epoch}: nothing is learned of their widths. Leave them out "
-                "(gates: layers) or call them in compute_forward"
-            )
+        if stage == sb.Stage.TRAIN:
+            self._check_epoch(epoch)
         folder = getattr(self.hparams, "output_folder", None)
         if stage == sb.Stage.VALID and folder and if_main_process():
             line = json.dumps({"epoch": epoch, **self.gate_stats()})
             path = os.path.join(folder, "gates.jsonl")
             with open(path, "a", encoding="utf-8") as out:
                 out.write(line + "\n")
+
+    def _check_epoch(self, epoch):
+        """Raises RuntimeError if gates have not been trained in an epoch."""
+        n_batches = self.step - self._first_step
+        learns = self.gates.parameters() and not self.gates.frozen
+        if learns and n_batches >= self.grad_accumulation_factor:
+            if not (self._fed and self._stepped):
+                raise RuntimeError(
+                    "a fit_batch that is overridden must call "
+                    "on_fit_batch_start, self.optimizers_step() and "
+                    "on_fit_batch_end: the gates have not been trained"
+                )
+        idle = self.gates.idle()
+        if self._fed and idle:
+            raise RuntimeError(
+                f"the layers that read {idle} did not run in training epoch "
+                f"{epoch}: nothing is learned of their widths. Leave them out "
+                "(gates: layers) or call them in compute_forward"
+            )
 
     def on_evaluate_start(self, max_key=None, min_key=None):
         """See ``sb.Brain.on_evaluate_start``; loads the best model.

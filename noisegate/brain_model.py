@@ -54,6 +54,7 @@ class BrainModel(torch.nn.ModuleDict):
             twin = copy.copy(brain)
             hparams = {**vars(brain.hparams), **model.beside}
             twin.modules, twin.hparams = model, types.SimpleNamespace(**hparams)
+            twin.device = next(model.parameters()).device
             return twin.compute_forward(*arguments)
 
         self._run = run
@@ -151,6 +152,23 @@ def _seconds(batch, sample_rate):
     return max(lengths) / sample_rate
 
 
+@contextlib.contextmanager
+def _on_cpu(model):
+    """Moves all modules to the CPU, whose sums are the same each time, and
+    back, with what was put on them."""
+    homes = {
+        module: parameter.device
+        for module in (*model.values(), *model.beside.values())
+        for parameter in itertools.islice(module.parameters(), 1)
+    }
+    model.cpu()
+    try:
+        yield
+    finally:
+        for module, device in homes.items():
+            module.to(device)
+
+
 def _outputs(model, inputs, seed):
     with evaluating(model), torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -196,7 +214,7 @@ def find_gates(brain, factory, dataset, loader_kwargs=None):
         torch.manual_seed(0)
         batches = list(_batches(dataset, loader_kwargs or {}))
     seconds = _seconds(batches[0], getattr(brain.hparams, "sample_rate", 16000))
-    with _statistics(model):
+    with _on_cpu(model), _statistics(model):
         for stage in _STAGES:
             examples = [_arguments(brain, batch, stage) for batch in batches]
             try:

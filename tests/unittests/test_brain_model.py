@@ -220,3 +220,15 @@ def test_data_without_signals():
     dataset = DynamicItemDataset(items, output_keys=["id", "label"])
     with pytest.raises(ValueError, match="has no signals"):
         find_gates(brain, brain.gates, dataset)
+
+
+def test_modules_go_back_to_where_they_were(monkeypatch):
+    """With their gates: they are looked at on the CPU."""
+    brain, moved = make(), []
+    for name, module in brain.modules.items():
+        monkeypatch.setattr(
+            module, "to", functools.partial(lambda *x: moved.append(x), name)
+        )
+    find_gates(brain, brain.gates, data())
+    assert set(moved) == {(k, torch.device("cpu")) for k in ("enc", "dec")}
+    assert brain.device == "cpu"

@@ -32,8 +32,23 @@ def _commit():
 
 
 def tensorboard_logger(output_folder):
-    """Returns the logger that :meth:`GatedBrain.log_stats` looks for, for the
-    key ``tensorboard_train_logger``: to <output_folder>/tensorboard."""
+    """Returns the logger that :meth:`RecordedBrain.log_stats` looks for: for
+    the key ``tensorboard_train_logger``.
+
+    Arguments
+    ---------
+    output_folder : str
+        It logs to <output_folder>/tensorboard.
+
+    Returns
+    -------
+    speechbrain.utils.train_logger.TensorboardLogger
+
+    Raises
+    ------
+    ImportError
+        If the package tensorboard is not installed.
+    """
     try:
         return TensorboardLogger(os.path.join(output_folder, "tensorboard"))
     except ImportError as error:

@@ -61,6 +61,7 @@ class FbankRule(LayerRule):
         return new.requires_grad_(False)
 
     def arguments(self):
+        """Constructor arguments (dict) that build such a front-end again."""
         module = self.layer
         stft, bank = module.compute_STFT, module.compute_fbanks
         names = ("f_min", "f_max", "n_fft", "n_mels", "filter_shape")

@@ -16,7 +16,8 @@ import yaml
 from speechbrain.utils.run_opts import RunOptions
 
 ROOT = Path(__file__).resolve().parents[2]
-BRAIN = ROOT / "noisegate" / "brain.py"
+BRAINS = [ROOT / "noisegate" / "brain.py"]
+BRAINS.append(ROOT / "noisegate" / "evaluation" / "recorded.py")
 HPARAMS = sorted(
     {*ROOT.glob("recipes/*/hparams/*.yaml"), *ROOT.glob("recipes/*/*.yaml")}
 )
@@ -84,7 +85,7 @@ def test_every_key_is_used(hparam_file):
     script = script_of(hparam_file)
     unused = unused_keys(
         hparam_file.read_text(encoding="utf-8"),
-        script.read_text(encoding="utf-8") + BRAIN.read_text(encoding="utf-8"),
+        "".join(p.read_text(encoding="utf-8") for p in [script, *BRAINS]),
     )
     assert not unused, f"{unused} not used in {name(script)}"
 

@@ -153,7 +153,7 @@ def _settings(module):
     """Classes and plain attributes by path: what equal modules share."""
     found, plain = {}, (*_SETTINGS, tuple, type)
     for path, part in module.named_modules():
-        found[path, "class"] = rule_of(part).kind or type(part)
+        found[path, "class"] = rule_of(part).kind or _path(type(part)), type
         for key, value in vars(part).items():
             if isinstance(value, types.FunctionType):
                 value = _path(value), type(value)

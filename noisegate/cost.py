@@ -178,7 +178,9 @@ class CostModel:
 
     def _add(self, path, function, sizes, recorded):
         widths = {
-            role: self._width(path, role, full) for role, full in sizes.items()
+            # SpeechBrain's QuasiRNN makes layers with tensors for sizes
+            role: self._width(path, role, int(full))
+            for role, full in sizes.items()
         }
         self._layers.append((path, function, widths, recorded))
 

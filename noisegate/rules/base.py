@@ -233,7 +233,7 @@ class LayerRule:
         ``output`` is the first tensor returned. Calls are added up."""
         sizes = self.sizes()
         made = sizes.get("out", sizes.get("norm"))
-        return {"positions": output.numel() // made}
+        return {"positions": output.numel() // int(made)}
 
     def cost(self, widths, calls):
         """The :class:`Cost` for widths by role, integers or tensors, and

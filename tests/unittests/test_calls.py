@@ -384,3 +384,12 @@ def test_padded_frames_of_torchs_encoder():
         assert not encoder.use_nested_tensor
         torch.testing.assert_close(made, expected)
     assert encoder.use_nested_tensor
+
+
+def test_a_layer_whose_size_is_a_tensor():
+    """Costs are plain numbers all the same, as for SpeechBrain's QuasiRNN."""
+    hidden = nn.Linear(4, 6)
+    hidden.out_features = torch.tensor(6)
+    gates = Gates(nn.Sequential(hidden, nn.Linear(6, 2)), input_shape=[1, 9, 4])
+    assert type(gates.cost.macs()) is int
+    assert sum(gates.cost.macs_by_layer().values()) == 9 * (4 * 6 + 6 * 2)

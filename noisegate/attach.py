@@ -18,7 +18,7 @@ import torch
 
 from noisegate._private import recomputing
 from noisegate.gate import Gate
-from noisegate.rules.base import OwnForward, rule_of
+from noisegate.rules.base import OwnForward, parents, rule_of
 from noisegate.rules.features import FEATURES
 
 _STATISTICS_MOMENTUM = 0.05
@@ -243,12 +243,9 @@ def attach(model, group, gate):
         rule = rule_of(layer)
         if not parts:
             put(layer, "gate_" + port.role, gate)
-        above = port.layer
-        while above:
-            above = above.rpartition(".")[0]
-            encoder = model.get_submodule(above)
-            if getattr(encoder, "use_nested_tensor", False):
-                put(encoder, "padded", Padded())
+        for _, module in parents(model, port.layer):
+            if getattr(module, "use_nested_tensor", False):
+                put(module, "padded", Padded())
         if port.role == "in":
             put(layer, "tap", Tap(gate, rule, port.index))
         elif port.role in rule.masks:

@@ -391,12 +391,12 @@ class GatedBrain(sb.Brain):
     def save_compact(self, hparams_file, overrides=None, folder=None, **values):
         """Saves the model that was evaluated; see ``compact.save_compact``.
 
-        What cannot be written with its final sizes is built as in the entry
-        ``modules`` of the recipe's YAML (with the overrides), then cut and
-        loaded. Label encoders and tokenizers are saved, too, and, if all
-        modules are gated together, what ``compute_forward`` takes from the
-        hparams. The folder, ``<output_folder>/compact`` if None, is not
-        overwritten; values are further keys of the YAML that is written.
+        Modules are built as in the entry ``modules`` of the recipe's YAML (with
+        the overrides), then brought to their sizes and loaded. Label encoders
+        and tokenizers are saved, too, and, if all modules are gated together,
+        what ``compute_forward`` takes from the hparams. The folder,
+        ``<output_folder>/compact`` if None, is not overwritten; values are
+        further keys of the YAML that is written.
         """
         if self._compacted is None:
             raise RuntimeError("evaluate() cuts the model: call it first")
@@ -405,12 +405,10 @@ class GatedBrain(sb.Brain):
         if folder is None:
             folder = os.path.join(self.hparams.output_folder, "compact")
         modules, originals, shapes = {}, {}, {}
-        beside = getattr(self._compacted, "beside", {})
-        calls = self._calls({**beside, **self.modules})
+        known = {**getattr(self._compacted, "beside", {}), **self.modules}
+        calls = self._calls(known)
         for name in dict.fromkeys([*self.modules, *calls]):
-            module = (
-                self.modules[name] if name in self.modules else beside[name]
-            )
+            module = known[name]
             modules[name] = copy.deepcopy(module).cpu()
             if rule_of(module).in_front and FEATURES in self.gates:
                 continue  # its constructor takes any number of bands
@@ -442,10 +440,12 @@ class GatedBrain(sb.Brain):
         ]
         if FEATURES in self.gates:
             inputs[0] = self.open_features(inputs[0])
-        with evaluating(self._compacted):
-            self._compacted(*inputs)
-        for handle in handles:
-            handle.remove()
+        try:
+            with evaluating(self._compacted):
+                self._compacted(*inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
         return calls
 
     def _input_shape(self):

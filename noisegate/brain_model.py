@@ -68,24 +68,24 @@ class BrainModel(torch.nn.ModuleDict):
 
     def _apply(self, fn, recurse=True):
         # Windows, filters and statistics are attributes without a name
-        for module in (self, *self.beside.values()):
-            for part in module.modules():
-                for key, value in vars(part).items():
-                    if torch.is_tensor(value):
-                        setattr(part, key, fn(value))
+        for part in self.parts():
+            for key, value in vars(part).items():
+                if torch.is_tensor(value):
+                    setattr(part, key, fn(value))
         for module in self.beside.values():
             module._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
+    def parts(self):
+        """Returns all modules (set), those of the hparams too."""
+        tops = (self, *self.beside.values())
+        return {part for top in tops for part in top.modules()}
+
     def replacements(self, cut):
         """Returns what takes the place of each module (dict) in a cut copy."""
-        pairs = [*self.items(), *self.beside.items()]
-        others = [*cut.values(), *cut.beside.values()]
-        return {
-            module: other
-            for (_, module), other in zip(pairs, others)
-            if not isinstance(module, Augmenter)
-        }
+        modules = [*self.values(), *self.beside.values()]
+        pairs = zip(modules, [*cut.values(), *cut.beside.values()])
+        return {x: y for x, y in pairs if not isinstance(x, Augmenter)}
 
 
 def _without_augmentation(value):
@@ -130,8 +130,7 @@ def _batches(dataset, loader_kwargs):
     if isinstance(dataset, torch.utils.data.DataLoader):
         loader_kwargs = {"collate_fn": dataset.collate_fn}
         dataset = dataset.dataset
-    known = loader_kwargs.keys() & {"collate_fn"}
-    kept = {key: loader_kwargs[key] for key in known}
+    kept = {k: v for k, v in loader_kwargs.items() if k == "collate_fn"}
     for size, count in ((1, 2), (2, 1)):
         loader = make_dataloader(dataset, batch_size=size, **kept)
         yield from itertools.islice(loader, count)
@@ -179,10 +178,9 @@ def _outputs(model, inputs, seed):
 def _statistics(model):
     """Lets global normalizers that have no statistics yet, without which they
     fail, have those of the first pass, for a while."""
-    parts = {m for top in model.beside.values() for m in top.modules()}
     empty = [
         part
-        for part in parts.union(model.modules())
+        for part in model.parts()
         if isinstance(part, InputNormalization) and not part.count
     ]
     before = [dict(vars(part)) for part in empty]

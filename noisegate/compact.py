@@ -2,10 +2,8 @@
 
 The result holds torch and SpeechBrain layers only. It is saved as a folder
 with weights and a ``hyperparams.yaml``, which loads where noisegate is not
-installed. Layers and chains of them are built in it by their ordinary
-constructors with the final sizes; classes whose constructors cannot express
-these are built as they were, then parameters are replaced by those of the
-final sizes, before the weights are loaded.
+installed. Modules are built in it as the recipe builds them, then parameters
+are replaced by those of the final sizes, before the weights are loaded.
 
 Authors
  * The noisegate developers, 2026
@@ -415,8 +413,8 @@ def save_compact(
     header : str
         Comment for the top of the YAML.
     originals : dict of str
-        Expressions that build the uncut modules (see :func:`constructor`), for
-        those whose own constructors cannot express the sizes.
+        Expressions that build the uncut modules (see :func:`constructor`); a
+        front-end needs none.
     calls : dict of str to tuple
         Arguments and keyword arguments of a call of each module; for these
         what a new process loads has to return what the module does.
@@ -428,8 +426,8 @@ def save_compact(
     FileExistsError
         If the folder exists: results are never overwritten.
     ValueError
-        If a module can be built by its constructor neither at its sizes nor
-        as given in originals; if what is loaded from the folder differs, or
+        If a module cannot be built and corrected as given in originals; if
+        what is loaded from the folder differs, or
         returns something else.
     """
     folder = os.path.abspath(folder)

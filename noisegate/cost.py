@@ -51,9 +51,6 @@ def _counted(model, inputs):
     # Kernels that compute a whole layer are not counted
     fused = any(rule_of(module).fused for module in model.modules())
     onednn = torch.backends.mkldnn.enabled and not fused
-    trained = [p for p in model.parameters() if p.requires_grad]
-    for parameter in trained:  # the counter follows the gradient of inputs
-        parameter.requires_grad_(False)
     with (
         contextlib.ExitStack() as after,
         evaluating(model),
@@ -61,8 +58,10 @@ def _counted(model, inputs):
         sdpa_kernel(SDPBackend.MATH),
         FlopCounterMode(display=False) as counter,
     ):
-        for parameter in trained:
-            after.callback(parameter.requires_grad_, True)
+        for parameter in model.parameters():
+            if parameter.requires_grad:  # the counter would follow gradients
+                parameter.requires_grad_(False)
+                after.callback(parameter.requires_grad_, True)
         model(*inputs)
     return counter
 

@@ -81,11 +81,11 @@ def _shortened(model, inputs):
     return shorter if same else inputs
 
 
-def _check_lengths(model, whole):
+def _check_lengths(model, silence, noise):
     """Raises ValueError if what a model returns has another length for silence
     and for noise: its cost would be that of silence."""
     shapes = []
-    for inputs in (whole, not_silent(whole)):
+    for inputs in (silence, noise):
         with evaluating(model), torch.random.fork_rng():
             torch.manual_seed(0)
             made = tensors(model(*copy.deepcopy(inputs)))
@@ -219,7 +219,9 @@ class Gates(collections.abc.Mapping):
         with torch.no_grad():
             whole = example if front_end is None else [front_end(example[0])]
             inputs = not_silent(_shortened(model, whole))
-        _check_lengths(model, whole)
+        noise = not_silent(whole)
+        if noise[0] is not whole[0]:
+            _check_lengths(model, whole, noise)
         # Of the model's input for segment_s seconds; None for other arguments
         self.input_shape = None
         if len(whole) == 1 and torch.is_tensor(whole[0]):
@@ -231,8 +233,7 @@ class Gates(collections.abc.Mapping):
         for path in untouched:
             self._leave_out(path)
         if layers is None or layers:
-            more = [not_silent(whole), *more_examples]
-            lock_inexact(model, self.groups, inputs, more)
+            lock_inexact(model, self.groups, inputs, [noise, *more_examples])
         self.cost = CostModel(model, self.groups, example, segment_s, front_end)
         if layers is None or layers:
             self.cost.fit_products(model, self.groups, whole)

@@ -23,7 +23,12 @@ import torch
 
 from noisegate.layers import declared_gate
 from noisegate.probe import Probe
-from noisegate.rules.base import find_leaves, rule_of, shared_parameters
+from noisegate.rules.base import (
+    find_leaves,
+    parents,
+    rule_of,
+    shared_parameters,
+)
 from noisegate.rules.features import FEATURES
 
 FRAMES = 64  # of the examples that are probed
@@ -217,20 +222,13 @@ def _role(model, group):
     if FEATURES in makers:
         return FEATURES
     rule = rule_of(model.get_submodule(makers[0]))
-    above = [rule_of(module).inside for _, module in _above(model, makers[0])]
+    above = [rule_of(module).inside for _, module in parents(model, makers[0])]
     inside = {rule.inside, *above}
     if len(makers) == 1 and ("ffn" in inside or group.name.endswith("pos_ffn")):
         return "ffn"
     if "rnn" in inside:
         return "rnn"
     return "residual" if len(makers) > 1 else rule.family
-
-
-def _above(model, path):
-    """Paths and modules around a layer, from the outside in."""
-    parts = path.split(".")
-    paths = [".".join(parts[:i]) for i in range(len(parts))]
-    return [(above, model.get_submodule(above)) for above in paths]
 
 
 def _declare(group, module):
@@ -331,7 +329,7 @@ class _Finder:
         return made | {
             above
             for path in made
-            for above, module in _above(self.model, path)
+            for above, module in parents(self.model, path)
             if rule_of(module).stacks
         }
 
@@ -397,7 +395,7 @@ class _Finder:
 
     def _name(self, path):
         """The path without what SpeechBrain's layers wrap around it."""
-        around = _above(self.model, path)
+        around = parents(self.model, path)
         for above, module in around:
             named = f"{above}.{rule_of(module).named_part}".lstrip(".")
             if f"{path}.".startswith(f"{named}."):
@@ -409,7 +407,7 @@ class _Finder:
 
     def _complete(self, group, path):
         """What modules around the first maker say about its group."""
-        for above, module in _above(self.model, path)[1:]:
+        for above, module in parents(self.model, path)[1:]:
             if getattr(module, "unsqueeze", False):
                 # SpeechBrain takes away an output axis of size 1 then
                 group.min_width = min(2, group.size)

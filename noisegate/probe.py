@@ -530,7 +530,8 @@ class Probe:
                 splits = {
                     place: _split(size, n_members, n_chunks)
                     for place, size in sizes.items()
-                    if size % n_members == 0 < size - n_members
+                    if unclear[place]
+                    and size % n_members == 0 < size - n_members
                     and n_members % n_chunks == 0
                 }
                 self._try(unclear, splits)

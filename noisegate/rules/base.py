@@ -267,6 +267,13 @@ def select(module, name, axis, index):
     setattr(module, name, selected)
 
 
+def parents(model, path):
+    """Paths and modules around a layer, from the outside in."""
+    parts = path.split(".")
+    paths = [".".join(parts[:i]) for i in range(len(parts))]
+    return [(around, model.get_submodule(around)) for around in paths]
+
+
 def shared_parameters(model):
     """Returns the parameters that several layers have: for each of them a
     list of (path, layer, name)."""

@@ -47,6 +47,8 @@ def own_class(module):
 def recomputing():
     """Returns whether a backward pass is going on in this thread: a layer
     that runs then is run again, by ``torch.utils.checkpoint``."""
+    if torch.compiler.is_compiling():  # which runs it again by itself
+        return False
     return torch._C._current_graph_task_id() != -1
 
 

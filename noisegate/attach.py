@@ -41,6 +41,12 @@ class Tap(torch.nn.Module):
         if index is not None and bool((index < 0).any()):
             where = (index >= 0).nonzero().flatten()
             index = index[where]
+        places = None
+        if index is not None:
+            n_each = index.bincount(minlength=gate.size)
+            if bool((n_each == n_each[0]).all()):
+                places = index.argsort(stable=True).view(gate.size, -1)
+        self.register_buffer("places", places, persistent=False)
         self.register_buffer("where", where, persistent=False)
         self.register_buffer("index", index, persistent=False)
         self.register_buffer("variance", torch.ones(gate.size))
@@ -69,7 +75,8 @@ class Tap(torch.nn.Module):
         # Checkpointed layers run again for the backward pass: in the same way
         if self.training and self.gate.frozen is None and not recomputing():
             self._update_statistics(x)
-        self.gate.ran = self.gate.ran or self.training
+        if self.training:
+            self.gate.ran = True
         if self.where is None:
             return self._mix(x)
         if self.gate.is_open(self.training):
@@ -79,7 +86,8 @@ class Tap(torch.nn.Module):
 
     def _mix(self, x):
         std = self.variance.sqrt()
-        return self.gate.mix(x, std, self.training, self.dim, self.index)
+        how = self.dim, self.index, self.places
+        return self.gate.mix(x, std, self.training, *how)
 
     def _per_channel(self, values):
         """Sums values of features (features,) up to those of channels."""

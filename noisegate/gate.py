@@ -45,7 +45,12 @@ class Gate(torch.nn.Module):
     What a gate does is a function of its state, and of ``training``: whether
     the layer where it acts is in training mode. Evaluation and frozen gates
     keep channels or not, nothing in between, and draw nothing. Subclasses
-    give :meth:`width`, :meth:`set_width` and what training does.
+    give :meth:`width`, :meth:`set_width`, what training does, and
+    ``learned``, the name of the tensor that the width follows from.
+
+    Layers in training compute with tensors alone, so that no GPU is waited
+    for and ``torch.compile`` has nothing to guard. What is decided in Python
+    asks :meth:`known`.
 
     Arguments
     ---------
@@ -78,7 +83,8 @@ class Gate(torch.nn.Module):
         self.register_buffer("rank", torch.arange(size))
         # Integer width after freezing, -1 before
         self.register_buffer("frozen_width", torch.tensor(-1))
-        self._frozen = None  # the same as a Python int, read once
+        self._frozen = -1  # the same as a Python int
+        self._known = None, None  # see known()
         # Since they were last set to False: whether a layer in training mode
         # ran, whether it asked for the width, whether a gradient came back
         self.ran = self.asked = self.reached = False
@@ -86,17 +92,33 @@ class Gate(torch.nn.Module):
     @property
     def frozen(self):
         """int or None : the integer width, once the gate is frozen."""
-        if self._frozen is None:
-            self._frozen = int(self.frozen_width)
         return None if self._frozen < 0 else self._frozen
 
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)
-        self._frozen = None
+        self._frozen = int(self.frozen_width)
+
+    def __getstate__(self):
+        return {**self.__dict__, "_known": (None, None)}  # ids are of this one
 
     def width(self):
         """Returns the differentiable width, a scalar in [min_width, size]."""
         raise NotImplementedError
+
+    def known(self, width=None):
+        """Returns the width (float), as who has read it says, or read.
+
+        From a GPU it is read again only if an optimizer, or what else changes
+        tensors in place, has changed it. Changes of ``.data`` leave no trace:
+        call :meth:`noisegate.Gates.clamp` behind them.
+        """
+        learned = getattr(self, self.learned)
+        state = id(learned), learned._version
+        if width is not None:
+            self._known = state, width
+        elif learned.is_cpu or self._known[0] != state:
+            self._known = state, self.width().detach().reshape(1).tolist()[0]
+        return self._known[1]
 
     def integer_width(self):
         """Returns the width (int) rounded up to the granularity: what
@@ -106,6 +128,13 @@ class Gate(torch.nn.Module):
         width = float(self.width().detach())
         steps = math.ceil(width / self.granularity - 1e-4)
         return min(self.size, max(self.min_width, steps * self.granularity))
+
+    def _kept(self):
+        """The same for layers, which do not wait for its value."""
+        if self.frozen is not None:
+            return self.frozen
+        steps = (self.width().detach() / self.granularity - 1e-4).ceil()
+        return (steps * self.granularity).clamp(self.min_width, self.size)
 
     def order(self):
         """Returns the rank of each channel (size,), 0 is closed last."""
@@ -143,7 +172,7 @@ class Gate(torch.nn.Module):
         """
         if self.frozen is not None:
             return
-        n_open = int(self.width())
+        n_open = int(self.known())
         channels = torch.argsort(self.rank)[:n_open]  # in order of rank
         best_first = torch.argsort(
             usefulness[channels], descending=True, stable=True
@@ -157,10 +186,11 @@ class Gate(torch.nn.Module):
         return not training or self.frozen is not None
 
     def is_open(self, training):
-        """Returns whether all channels are fully open."""
-        if self.is_hard(training):
-            return self.integer_width() == self.size
-        return False
+        """Returns whether it is known that all channels are fully open. What
+        is compiled shall not depend on it: it would be compiled again."""
+        if self.frozen is None and torch.compiler.is_compiling():
+            return False
+        return self.is_hard(training) and self.integer_width() == self.size
 
     def channel_weights(self, training):
         """Returns the share (size,) of each channel that counts.
@@ -169,23 +199,25 @@ class Gate(torch.nn.Module):
         normalization statistics, recurrent and attention weights.
         Differentiable in training.
         """
-        return (self.order() < self.integer_width()).to(torch.float32)
+        return (self.order() < self._kept()).to(torch.float32)
 
     def tied_weights(self, n, training):
         """Returns the weights (n,) of n other channels, e.g. the dimensions
         of an attention head, whose width follows this gate's: the first n *
         width / size of them are open."""
         hard = self.is_hard(training)
-        width = self.integer_width() if hard else self.width()
+        width = self._kept() if hard else self.width()
         ranks = torch.arange(n, device=self.rank.device)
         return (width * (n / self.size) - ranks).clamp(0, 1)
 
-    def mix(self, x, std, training, dim=-1, index=None):
-        """Returns gated features; ``x`` itself if the gate is fully open.
+    def mix(self, x, std, training, dim=-1, index=None, places=None):
+        """Returns gated features; ``x`` itself if the gate is known to be
+        fully open.
 
         ``dim`` is the axis of the features in ``x``, ``index`` the channel of
-        each (None if feature i is channel i), ``std`` (size,) the running
-        standard deviation of the channels.
+        each (None if feature i is channel i), ``places`` the features (size,
+        n) of each channel, or None if channels differ in their numbers, ``std``
+        (size,) the running standard deviation of the channels.
         """
         if self.is_open(training):
             return x
@@ -200,9 +232,12 @@ class Gate(torch.nn.Module):
 
     def watched(self, value):
         """Returns a value of the gate that a layer in training computes with,
-        and notes whether a gradient reaches it."""
+        and notes whether a gradient reaches it: if compiled, which no hook of
+        a gradient can be, whether one could."""
         self.asked = True
-        if value.requires_grad:
+        if torch.compiler.is_compiling():
+            self.reached = value.requires_grad
+        elif value.requires_grad:
             value.register_hook(self._note_gradient)
         return value
 
@@ -247,6 +282,8 @@ class NoiseGate(Gate):
     [1.0, 1.0, 0.0, 0.0]
     """
 
+    learned = "kappa"
+
     def __init__(self, size, kappa_min=0.0625, granularity=1, ramp=4.0):
         super().__init__(size, kappa_min, granularity)
         if ramp < 1:
@@ -276,47 +313,45 @@ class NoiseGate(Gate):
 
     def is_open(self, training):
         """See the base class."""
-        if self.is_hard(training):
+        if self.is_hard(training) or torch.compiler.is_compiling():
             return super().is_open(training)
-        return float(self.kappa.detach()) >= 1
-
-    def _edge(self):
-        """The mask (size,) of training, and of the channels between open and
-        closed: which (n,), their gates (n,), whether each channel is one."""
-        width = self.watched(self.width())
-        gate = (width - self.rank - 1) / self.ramp + 1
-        partial = (gate > 0) & (gate < 1)
-        edge = partial.nonzero().flatten()
-        return (gate >= 1).to(torch.float32), edge, gate[edge], partial
+        return self.known() >= self.size
 
     def channel_weights(self, training):
         """See the base class; those at the edge count by their gates g."""
         if self.is_hard(training):
             return super().channel_weights(training)
-        mask, edge, gate, _ = self._edge()
-        return mask.index_add(0, edge, gate)
+        width = self.watched(self.width())
+        gate = (width - self.rank - 1) / self.ramp + 1
+        # Of those that are open or closed there is no gradient
+        at_edge = (gate > 0) & (gate < 1)
+        return torch.where(at_edge, gate, gate.detach().clamp(0, 1))
 
-    def mix(self, x, std, training, dim=-1, index=None):
+    def mix(self, x, std, training, dim=-1, index=None, places=None):
         """Zeroes closed features, mixes noise into those at the edge."""
         if self.is_hard(training):
-            return super().mix(x, std, training, dim, index)
+            return super().mix(x, std, training, dim, index, places)
         if self.is_open(training):
             return x
-        mask, edge, gate, partial = self._edge()
-        y = self._scale(x, mask, dim, index)
-        if not len(edge):
-            return y
+        gate = self.channel_weights(training)
+        # No more than these can be between open and closed
+        n_edge = min(self.size, math.ceil(self.ramp))
+        first = (gate >= 1).sum().clamp(max=self.size - n_edge)
+        ranks = torch.arange(self.size, device=self.rank.device)
+        edge = torch.empty_like(self.rank).index_copy(0, self.rank, ranks)
+        features = channels = edge[first + ranks[:n_edge]]
+        y = self._scale(x, (self.rank < first).to(x.dtype), dim, index)
         if index is not None:
-            features = partial[index].nonzero().flatten()
+            if places is None:
+                features = torch.arange(len(index), device=index.device)
+            else:
+                features = places[channels].flatten()
             channels = index[features]
-            position = partial.cumsum(0)[channels] - 1
-            edge, gate, std = features, gate[position], std[channels]
-        else:
-            std = std[edge]
+        gate, std = gate[channels], std[channels]
         shape = [1] * x.dim()
         shape[dim] = -1
-        at_edge = x.index_select(dim, edge)
-        signal = bounded_sqrt(gate).to(x.dtype).view(shape)
-        noise = (bounded_sqrt(1 - gate) * std).to(x.dtype).view(shape)
-        mixed = signal * at_edge + noise * torch.randn_like(at_edge)
-        return y.index_add_(dim, edge, mixed)  # y is a new tensor, not x
+        at_edge = x.index_select(dim, features)
+        noise = bounded_sqrt(1 - gate) * std * (gate > 0)
+        mixed = bounded_sqrt(gate).to(x.dtype).view(shape) * at_edge
+        mixed = mixed + noise.to(x.dtype).view(shape) * torch.randn_like(mixed)
+        return y.index_copy_(dim, features, mixed)  # y is new, it is not x

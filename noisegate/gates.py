@@ -419,10 +419,19 @@ class Gates(collections.abc.Mapping):
         for name, gate in self.items():
             gate.freeze(widths[name])
 
+    @torch.no_grad()
     def clamp(self):
-        """Brings gate parameters back into their bounds, after a step."""
+        """Brings gate parameters back into their bounds, after a step.
+
+        Then reads all widths in one copy from the device, for all that asks
+        for them until the next step.
+        """
         for gate in self.values():
             gate.clamp()
+        if self:
+            widths = torch.stack([width for width in self.widths().values()])
+            for gate, width in zip(self.values(), widths.tolist()):
+                gate.known(width)
 
     def watch(self):
         """Begins to note which gates are used, see :meth:`idle`."""

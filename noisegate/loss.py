@@ -112,6 +112,7 @@ class ComplexityLoss(torch.nn.Module):
             raise ValueError(f"freeze_epoch must be >= 2, got {freeze_epoch}")
         self.freeze_epoch = freeze_epoch
         self._gates = (gates,)  # its parameters are the model's
+        self._at = self._line = None  # see _linearized()
         self.budget = budget
         self.fixed_weight = weight
         self.tighten, self.integral_gain = tighten, integral_gain
@@ -128,11 +129,15 @@ class ComplexityLoss(torch.nn.Module):
     @property
     def weight(self):
         """float : the present weight of the complexity."""
+        return float(self._weight())
+
+    def _weight(self):
+        """The same, a tensor that no device waits for if it is learned."""
         if self.gates.frozen or self.budget == 1:
             return 0.0
         if self.fixed_weight is not None:
-            return float(self.fixed_weight)
-        return math.exp(float(self.log_weight))
+            return self.fixed_weight
+        return self.log_weight.exp()
 
     def target(self):
         """Returns the share of the full MACs aimed at now."""
@@ -143,7 +148,24 @@ class ComplexityLoss(torch.nn.Module):
         x complexity``. Its gradient is zero once the widths are frozen."""
         if not self.gates:
             return torch.zeros((), device=self.progress.device)
-        return self.weight * self.gates.cost.ratio(self.gates.widths())
+        ratio, slopes = self._linearized()
+        for name, width in self.gates.widths().items():
+            ratio = ratio + slopes[name] * (width - width.detach())
+        return self._weight() * ratio
+
+    def _linearized(self):
+        """The complexity and its derivatives by width, a float and a dict of
+        floats: on the host, as a device would start a kernel for each layer."""
+        widths = {name: gate.known() for name, gate in self.gates.items()}
+        if self._at != widths:
+            leaves = torch.tensor(list(widths.values()), dtype=torch.float64)
+            leaves.requires_grad_()
+            with torch.enable_grad():
+                ratio = self.gates.cost.ratio(dict(zip(widths, leaves)))
+            slopes = torch.autograd.grad(ratio, leaves)[0].tolist()
+            self._at = widths
+            self._line = ratio.reshape(1).tolist()[0], dict(zip(widths, slopes))
+        return self._line
 
     @torch.no_grad()
     def step(self, progress):
@@ -155,8 +177,9 @@ class ComplexityLoss(torch.nn.Module):
         self.progress.fill_(progress)
         if self.fixed_weight is not None or not self.gates:
             return
-        ratio = float(self.gates.cost.ratio(self.gates.widths()))
-        violation = max(-1.0, min(1.0, ratio / self.target() - 1))
+        ratio, _ = self._linearized()
+        target = self.budget ** min(1.0, progress / self.tighten)
+        violation = max(-1.0, min(1.0, ratio / target - 1))
         self.integral.add_(self.integral_gain * violation).clamp_(-12.0, 7.0)
         self.log_weight.copy_(
             self.integral + self.proportional_gain * violation

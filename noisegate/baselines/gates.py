@@ -23,6 +23,8 @@ class _DrawnGate(Gate):
     rounded width says, with factor 1.
     """
 
+    learned = "location"
+
     def __init__(self, size, kappa_min, granularity, start):
         super().__init__(size, kappa_min, granularity)
         self.location = torch.nn.Parameter(torch.full((size,), start))
@@ -237,6 +239,8 @@ class HardGate(Gate):
     >>> gate.mix(torch.ones(1, 4), torch.ones(4), training=True).tolist()
     [[1.0, 1.0, 1.0, 0.0]]
     """
+
+    learned = "present_width"
 
     def __init__(self, size, kappa_min=0.0625, granularity=1):
         super().__init__(size, kappa_min, granularity)

@@ -87,9 +87,8 @@ class MagnitudePruning(ComplexityLoss):
             raise ValueError(f"n_prunings must be >= 1, got {n_prunings}")
         self.n_prunings = n_prunings
 
-    @property
-    def weight(self):
-        """float : 0, the loss has no term for the complexity."""
+    def _weight(self):
+        """0: the loss has no term for the complexity."""
         return 0.0
 
     def target(self):

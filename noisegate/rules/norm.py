@@ -82,7 +82,7 @@ class NormRule(EachRule):
         over = channels if self.alone else list(range(1 - x.dim(), 0))
         shape = self.shape(x)
         counts = weights("norm", self.n_read, x32).view(shape)
-        n_positions = math.prod(x.shape[dim] for dim in over) / counts.numel()
+        n_positions = math.prod([x.shape[dim] for dim in over]) / counts.numel()
         # Stochastic gates may all be closed at once
         counts = counts / (counts.sum().clamp(min=1e-6) * n_positions)
         if self.centred:

@@ -1,0 +1,432 @@
+#!/usr/bin/env python3
+"""Training steps of five models, plain and with gates, on one device.
+
+> python benchmarks/gpu.py FOLDER [--device cuda] [--seconds 200] [--models=..]
+> python benchmarks/gpu.py --table benchmarks/README.md  # of benchmarks/results
+
+For each model and precision, a file ``FOLDER/steps_*.json`` with
+
+* the times of a step: the plain model, its gates open, at half of the
+  channels, final (at half of the MACs), the cut model, and with ``--compile``
+  the first three compiled. All are timed in turn in one process; a ratio is
+  the median of the ratios within a round;
+* how much more memory than before a step takes at most;
+* how often a step makes the host wait for the device.
+
+What has a file is not measured again. ``--seconds`` is the time after which
+no further measurement is begun. ``--device=cpu`` takes small models, to see
+that all of it runs.
+
+Authors
+ * The noisegate developers, 2026
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
+from speechbrain.lobes.models.transformer.Conformer import ConformerEncoder
+from speechbrain.nnet.attention import RelPosEncXL
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from noisegate import ComplexityLoss, Gates, compact
+from noisegate.evaluation.files import (
+    fill_blocks,
+    markdown_table,
+    write_atomically,
+)
+from noisegate.evaluation.methods import derive
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+sys.path.append(str(ROOT / "recipes" / "ASVspoof"))
+
+from models import ResNet34  # noqa: E402
+
+WARM_UP = 3
+WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select")
+
+
+class Encoder(torch.nn.Module):
+    """The Conformer of SpeechBrain's recipes for LibriSpeech, one tensor in
+    and one out."""
+
+    def __init__(self, n_layers, d_model, d_ffn, nhead):
+        super().__init__()
+        self.project = torch.nn.Linear(80, d_model)
+        self.position = RelPosEncXL(d_model)
+        self.encoder = ConformerEncoder(
+            n_layers, d_model, d_ffn, nhead, dropout=0.1
+        )
+
+    def forward(self, feats):
+        """Returns the features (batch, frames, d_model) of fbanks."""
+        x = self.project(feats)
+        return self.encoder(x, pos_embs=self.position(x))[0]
+
+
+class Wav2Vec2(torch.nn.Module):
+    """wav2vec2 of transformers, random weights, one tensor in and one out."""
+
+    def __init__(self, **sizes):
+        super().__init__()
+        from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+        # Both drop by numbers that are drawn on the host
+        config = Wav2Vec2Config(layerdrop=0.0, mask_time_prob=0.0, **sizes)
+        self.net = Wav2Vec2Model(config)
+
+    def forward(self, wavs):
+        """Returns the features (batch, frames, hidden) of waveforms."""
+        return self.net(wavs).last_hidden_state
+
+
+def crnn(small):
+    """The detector of recipes/VAD."""
+    path = ROOT / "recipes" / "VAD" / "hparams" / "crnn_gated.yaml"
+    text = derive(path.read_text(encoding="utf-8"), "dense")
+    return load_hyperpyyaml(text)["model"], (4 if small else 256, 401, 80)
+
+
+def resnet34(small):
+    """The network of recipes/ASVspoof."""
+    model = ResNet34(width=0.25 if small else 1.0)
+    return model, ((2, 64, 96) if small else (128, 401, 96))
+
+
+def ecapa(small):
+    """ECAPA-TDNN of SpeechBrain's recipe for VoxCeleb."""
+    widths = [32, 32, 32, 32, 96] if small else [1024] * 4 + [3072]
+    model = ECAPA_TDNN(
+        80,
+        channels=widths,
+        lin_neurons=192,
+        attention_channels=16 if small else 128,
+        se_channels=16 if small else 128,
+    )
+    return model, ((2, 40, 80) if small else (128, 301, 80))
+
+
+def conformer(small):
+    """A Conformer encoder: 12 layers of 512 channels, 8 heads."""
+    sizes = (1, 32, 64, 4) if small else (12, 512, 2048, 8)
+    return Encoder(*sizes), ((2, 40, 80) if small else (32, 400, 80))
+
+
+def wav2vec2(small):
+    """wav2vec2-base, 4 s of audio."""
+    sizes = {}
+    if small:
+        sizes = dict(hidden_size=32, num_hidden_layers=2, intermediate_size=64)
+        sizes |= dict(num_attention_heads=4, conv_dim=(32,) * 7)
+        sizes |= dict(num_conv_pos_embedding_groups=4)
+    return Wav2Vec2(**sizes), ((2, 8000) if small else (32, 64000))
+
+
+MODELS = {
+    function.__name__: function
+    for function in (crnn, ecapa, resnet34, conformer, wav2vec2)
+}
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would make the host wait for a GPU, on any device."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function._schema.name.split("::")[1]
+        if name in WAITING:
+            self.names.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+class Steps:
+    """Training steps of a model, with gates if there are any."""
+
+    def __init__(self, model, x, dtype, gates=None):
+        self.model, self.x, self.dtype, self.gates = model, x, dtype, gates
+        of_gates = [] if gates is None else gates.parameters()
+        ids = {id(parameter) for parameter in of_gates}
+        weights = [p for p in model.parameters() if id(p) not in ids]
+        # No steps of a size: what is timed shall stay as it was
+        self.optimizers = [torch.optim.Adam(weights, lr=0.0)]
+        self.loss = None
+        if gates is not None:
+            self.optimizers.append(torch.optim.Adam(of_gates, lr=0.0))
+            self.loss = ComplexityLoss(gates, budget=0.5)
+        self.call = model
+
+    def compile(self):
+        """From now on the model is compiled."""
+        self.call = torch.compile(self.model)
+
+    def set_widths(self, share):
+        """The width of each gate, as a share of its channels."""
+        for gate in self.gates.values():
+            gate.set_width(max(gate.min_width, share * gate.size))
+        self.gates.clamp()
+
+    def step(self):
+        """Forward, backward, optimizers: what SpeechBrain's Brain does
+        between its hooks."""
+        device = self.x.device.type
+        with torch.autocast(device, self.dtype, self.dtype is not None):
+            loss = self.call(self.x).float().square().mean()
+        if self.loss is not None:
+            loss = loss + self.loss()
+        loss.backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def behind(self):
+        """What ``GatedBrain`` does behind a step."""
+        self.gates.clamp()
+        self.loss.step(0.5)
+
+
+def synchronize(device):
+    """Waits for all that was started."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def timed(function, device):
+    """Milliseconds that a call takes, with what it starts."""
+    synchronize(device)
+    start = time.perf_counter()
+    function()
+    synchronize(device)
+    return 1000 * (time.perf_counter() - start)
+
+
+def compare(functions, rounds, device):
+    """Median ms by name, and the median ratio to the first."""
+    for function in functions.values():
+        for _ in range(WARM_UP):
+            function()
+    rows = [
+        {name: timed(function, device) for name, function in functions.items()}
+        for _ in range(rounds)
+    ]
+    first = next(iter(functions))
+    return {
+        name: {
+            "ms": statistics.median(row[name] for row in rows),
+            "ratio": statistics.median(row[name] / row[first] for row in rows),
+        }
+        for name in functions
+    }
+
+
+def peak_mb(function, device):
+    """How many MB more than before a call takes at most; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    synchronize(device)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    function()
+    synchronize(device)
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def waits(function, device):
+    """How often a call makes the host wait for the device."""
+    if device.type != "cuda":
+        with Waits() as counted:
+            function()
+        return len(counted.names)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            function()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(warning.message) for warning in caught)
+
+
+def measure(name, dtype, device, rounds, compiled):
+    """The figures of one model and precision."""
+    torch.manual_seed(0)
+    start = time.perf_counter()
+    model, shape = MODELS[name](device.type == "cpu")
+    example = torch.randn(1, *shape[1:])
+    gates = Gates(model, example=[example])
+    attach_s = time.perf_counter() - start
+    plain = gates.plain_copy().to(device).train()
+    model.to(device).train()
+    x = torch.randn(shape, device=device)
+    of_plain, gated = Steps(plain, x, dtype), Steps(model, x, dtype, gates)
+
+    def at(share):
+        gated.set_widths(share)
+        return gated.step
+
+    def half():
+        """A width is set in place: the step reads it anew, as after an
+        optimizer step and ``clamp``."""
+        at(0.5)
+        gated.step()
+
+    def opened():
+        at(1.0)
+        gated.step()
+
+    steps = {"plain": of_plain.step, "open": opened, "half": half}
+    result = {
+        "model": name,
+        "precision": "fp32" if dtype is None else str(dtype)[6:],
+        "batch": list(shape),
+        "gates": len(gates),
+        "parameters": gates.cost.params(),
+        "macs_per_example": gates.cost.macs(),
+        "attach_s": attach_s,
+        "steps": compare(steps, rounds, device),
+        "peak_mb": {
+            "plain": peak_mb(of_plain.step, device),
+            "open": peak_mb(at(1.0), device),
+            "half": peak_mb(at(0.5), device),
+        },
+        "waits": {
+            "plain": waits(of_plain.step, device),
+            "open": waits(at(1.0), device),
+            "half": waits(at(0.5), device),
+            "behind a step": waits(gated.behind, device),
+        },
+    }
+    if compiled:
+        of_plain.compile()
+        gated.compile()
+        result["compiled"] = compare(steps, rounds, device)
+        of_plain.call, gated.call = plain, model
+    widths = gated.loss.freeze()
+    small = Steps(compact(gates)[0].to(device).train(), x, dtype)
+    steps = {"plain": of_plain.step, "frozen": gated.step, "cut": small.step}
+    result["final"] = compare(steps, rounds, device)
+    result["peak_mb"]["frozen"] = peak_mb(gated.step, device)
+    result["peak_mb"]["cut"] = peak_mb(small.step, device)
+    result["waits"]["frozen"] = waits(gated.step, device)
+    result["macs_ratio"] = float(gates.cost.ratio(widths))
+    return result
+
+
+def card(device):
+    """The name of what was measured on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def run(folder, device, seconds, rounds, names, compiled):
+    """Measures what is not in the folder yet, as long as there is time."""
+    end = time.monotonic() + seconds
+    folder.mkdir(parents=True, exist_ok=True)
+    for dtype in (None, torch.bfloat16):
+        for name in names:
+            kind = "fp32" if dtype is None else "bf16"
+            path = folder / f"steps_{name}_{kind}.json"
+            if path.exists() or time.monotonic() > end:
+                print("left:" if not path.exists() else "there:", path.name)
+                continue
+            try:
+                found = measure(name, dtype, device, rounds, name in compiled)
+            except ImportError as error:  # transformers is no dependency
+                print(f"{name}: left out, {error}")
+                continue
+            found |= {"device": card(device), "torch": torch.__version__}
+            write_atomically(path, json.dumps(found, indent=1))
+            print(json.dumps(found), flush=True)
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+
+
+def table(path):
+    """Fills the table of a README with what lies in benchmarks/results."""
+    files = sorted(RESULTS.glob("gpu/steps_*.json"))
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    order = list(MODELS)
+    found.sort(key=lambda row: (order.index(row["model"]), row["precision"]))
+    header = (
+        "model, batch",
+        "precision",
+        "gates",
+        "plain, ms",
+        *("open", "half", "frozen", "cut"),
+        "compiled: plain, ms",
+        *("open", "half"),
+        "waits of a step: plain / half",
+        "memory, GB: plain / half / cut",
+    )
+    rows = []
+    for row in found:
+        steps, final = row["steps"], row["final"]
+        both = row.get("compiled")
+        memory = [row["peak_mb"][key] for key in ("plain", "half", "cut")]
+        rows.append(
+            (
+                f"{row['model']}, {' × '.join(map(str, row['batch']))}",
+                row["precision"].replace("bfloat16", "bf16"),
+                row["gates"],
+                f"{steps['plain']['ms']:.1f}",
+                *(f"{steps[key]['ratio']:.2f}" for key in ("open", "half")),
+                *(f"{final[key]['ratio']:.2f}" for key in ("frozen", "cut")),
+                f"{both['plain']['ms']:.1f}" if both else "-",
+                *(
+                    f"{both[key]['ratio']:.2f}" if both else "-"
+                    for key in ("open", "half")
+                ),
+                f"{row['waits']['plain']} / {row['waits']['half']}",
+                " / ".join(f"{mb / 1024:.1f}" for mb in memory),
+            )
+        )
+    text = "not measured: no GPU was to be had"
+    if rows:
+        cards = {f"{row['device']}, torch {row['torch']}" for row in found}
+        text = f"{'; '.join(sorted(cards))}.\n\n{markdown_table(header, rows)}"
+    fill_blocks(path, gpu=text)
+
+
+def main():
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--seconds", type=float, default=200)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--compile", default="", help="models, by commas")
+    parser.add_argument("--table", type=Path, help="README to fill")
+    arguments = parser.parse_args()
+    if arguments.table:
+        table(arguments.table)
+        return
+    if arguments.folder is None:
+        parser.error("give a folder for the figures, or --table")
+    names = arguments.models.split(",")
+    if unknown := set(names) - set(MODELS):
+        parser.error(f"--models: {sorted(unknown)} are none of {[*MODELS]}")
+    run(
+        arguments.folder,
+        torch.device(arguments.device),
+        arguments.seconds,
+        arguments.rounds,
+        names,
+        arguments.compile.split(","),
+    )
+
+
+if __name__ == "__main__":
+    main()

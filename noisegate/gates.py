@@ -429,7 +429,7 @@ class Gates(collections.abc.Mapping):
         for gate in self.values():
             gate.clamp()
         if self:
-            widths = torch.stack([width for width in self.widths().values()])
+            widths = torch.stack(list(self.widths().values()))
             for gate, width in zip(self.values(), widths.tolist()):
                 gate.known(width)
 

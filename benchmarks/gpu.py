@@ -4,7 +4,7 @@
 > python benchmarks/gpu.py FOLDER [--device cuda] [--seconds 200] [--models=..]
 > python benchmarks/gpu.py --table benchmarks/README.md  # of benchmarks/results
 
-For each model and precision, a file ``FOLDER/steps_*.json`` with
+For each model a file ``FOLDER/steps_*.json`` with, in fp32 and bf16,
 
 * the times of a step: the plain model, its gates open, at half of the
   channels, final (at half of the MACs), the cut model, and with ``--compile``
@@ -258,69 +258,92 @@ def waits(function, device):
     return sum("synchroniz" in str(warning.message) for warning in caught)
 
 
-def measure(name, dtype, device, rounds, compiled):
-    """The figures of one model and precision."""
-    torch.manual_seed(0)
-    start = time.perf_counter()
-    model, shape = MODELS[name](device.type == "cpu")
-    example = torch.randn(1, *shape[1:])
-    gates = Gates(model, example=[example])
-    attach_s = time.perf_counter() - start
-    plain = gates.plain_copy().to(device).train()
-    model.to(device).train()
-    x = torch.randn(shape, device=device)
-    of_plain, gated = Steps(plain, x, dtype), Steps(model, x, dtype, gates)
+class Pair:
+    """A model with gates, and the same one without."""
 
-    def at(share):
-        gated.set_widths(share)
-        return gated.step
+    def __init__(self, name, device):
+        torch.manual_seed(0)
+        start = time.perf_counter()
+        model, shape = MODELS[name](device.type == "cpu")
+        self.gates = Gates(model, example=[torch.randn(1, *shape[1:])])
+        cost = self.gates.cost
+        self.about = {
+            "model": name,
+            "device": card(device),
+            "torch": torch.__version__,
+            "batch": list(shape),
+            "gates": len(self.gates),
+            "parameters": cost.params(),
+            "macs_per_example": cost.macs(),
+            "attach_s": time.perf_counter() - start,
+        }
+        self.plain = self.gates.plain_copy().to(device).train()
+        self.gated = model.to(device).train()
+        self.x, self.device = torch.randn(shape, device=device), device
 
-    def half():
-        """A width is set in place: the step reads it anew, as after an
-        optimizer step and ``clamp``."""
-        at(0.5)
-        gated.step()
+    def learning(self, dtype, rounds, compiled):
+        """Figures of the time in which widths are learned."""
+        plain = Steps(self.plain, self.x, dtype)
+        gated = Steps(self.gated, self.x, dtype, self.gates)
 
-    def opened():
-        at(1.0)
-        gated.step()
+        def at(share):
+            """A step as after an optimizer step and ``clamp``."""
 
-    steps = {"plain": of_plain.step, "open": opened, "half": half}
-    result = {
-        "model": name,
-        "precision": "fp32" if dtype is None else str(dtype)[6:],
-        "batch": list(shape),
-        "gates": len(gates),
-        "parameters": gates.cost.params(),
-        "macs_per_example": gates.cost.macs(),
-        "attach_s": attach_s,
-        "steps": compare(steps, rounds, device),
-        "peak_mb": {
-            "plain": peak_mb(of_plain.step, device),
-            "open": peak_mb(at(1.0), device),
-            "half": peak_mb(at(0.5), device),
-        },
-        "waits": {
-            "plain": waits(of_plain.step, device),
-            "open": waits(at(1.0), device),
-            "half": waits(at(0.5), device),
-            "behind a step": waits(gated.behind, device),
-        },
-    }
-    if compiled:
-        of_plain.compile()
-        gated.compile()
-        result["compiled"] = compare(steps, rounds, device)
-        of_plain.call, gated.call = plain, model
-    widths = gated.loss.freeze()
-    small = Steps(compact(gates)[0].to(device).train(), x, dtype)
-    steps = {"plain": of_plain.step, "frozen": gated.step, "cut": small.step}
-    result["final"] = compare(steps, rounds, device)
-    result["peak_mb"]["frozen"] = peak_mb(gated.step, device)
-    result["peak_mb"]["cut"] = peak_mb(small.step, device)
-    result["waits"]["frozen"] = waits(gated.step, device)
-    result["macs_ratio"] = float(gates.cost.ratio(widths))
-    return result
+            def step():
+                gated.set_widths(share)
+                gated.step()
+
+            return step
+
+        steps = {"plain": plain.step, "open": at(1.0), "half": at(0.5)}
+        found = {"steps": compare(steps, rounds, self.device)}
+        found["peak_mb"] = {
+            k: peak_mb(v, self.device) for k, v in steps.items()
+        }
+        found["waits"] = {"plain": waits(plain.step, self.device)}
+        for name, share in (("open", 1.0), ("half", 0.5)):
+            gated.set_widths(share)
+            found["waits"][name] = waits(gated.step, self.device)
+        found["waits"]["behind a step"] = waits(gated.behind, self.device)
+        if compiled:
+            plain.compile()
+            gated.compile()
+            found["compiled"] = compare(steps, rounds, self.device)
+        return found
+
+    def freeze(self):
+        """Final widths, at half of the MACs."""
+        widths = ComplexityLoss(self.gates, budget=0.5).freeze()
+        self.cut = compact(self.gates)[0].to(self.device).train()
+        return float(self.gates.cost.ratio(widths))
+
+    def final(self, dtype, rounds):
+        """Figures of the time behind that."""
+        models = {"plain": self.plain, "frozen": self.gated, "cut": self.cut}
+        steps = {k: Steps(m, self.x, dtype).step for k, m in models.items()}
+        found = {"final": compare(steps, rounds, self.device)}
+        found["peak_mb"] = {
+            k: peak_mb(v, self.device) for k, v in steps.items()
+        }
+        found["waits"] = {"frozen": waits(steps["frozen"], self.device)}
+        return found
+
+
+def measure(name, device, rounds, compiled):
+    """The figures of one model, by precision."""
+    pair = Pair(name, device)
+    kinds = {"fp32": None, "bf16": torch.bfloat16}
+    results = {}
+    for kind, dtype in kinds.items():
+        found = pair.learning(dtype, rounds, compiled)
+        results[kind] = {**pair.about, "precision": kind, **found}
+    ratio = pair.freeze()
+    for kind, dtype in kinds.items():
+        found = pair.final(dtype, rounds)
+        for key in ("peak_mb", "waits"):
+            results[kind][key] |= found.pop(key)
+        results[kind] |= {"macs_ratio": ratio, **found}
+    return results
 
 
 def card(device):
@@ -334,29 +357,27 @@ def run(folder, device, seconds, rounds, names, compiled):
     """Measures what is not in the folder yet, as long as there is time."""
     end = time.monotonic() + seconds
     folder.mkdir(parents=True, exist_ok=True)
-    for dtype in (None, torch.bfloat16):
-        for name in names:
-            kind = "fp32" if dtype is None else "bf16"
-            path = folder / f"steps_{name}_{kind}.json"
-            if path.exists() or time.monotonic() > end:
-                print("left:" if not path.exists() else "there:", path.name)
-                continue
-            try:
-                found = measure(name, dtype, device, rounds, name in compiled)
-            except ImportError as error:  # transformers is no dependency
-                print(f"{name}: left out, {error}")
-                continue
-            found |= {"device": card(device), "torch": torch.__version__}
-            write_atomically(path, json.dumps(found, indent=1))
-            print(json.dumps(found), flush=True)
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+    for name in names:
+        path = folder / f"steps_{name}.json"
+        if path.exists() or time.monotonic() > end:
+            print("there:" if path.exists() else "left:", path.name)
+            continue
+        try:
+            found = measure(name, device, rounds, name in compiled)
+        except ImportError as error:  # transformers is no dependency
+            print(f"{name}: left out, {error}")
+            continue
+        write_atomically(path, json.dumps(found, indent=1))
+        print(json.dumps(found), flush=True)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def table(path):
     """Fills the table of a README with what lies in benchmarks/results."""
     files = sorted(RESULTS.glob("gpu/steps_*.json"))
-    found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    read = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    found = [row for kinds in read for row in kinds.values()]
     order = list(MODELS)
     found.sort(key=lambda row: (order.index(row["model"]), row["precision"]))
     header = (
@@ -378,7 +399,7 @@ def table(path):
         rows.append(
             (
                 f"{row['model']}, {' × '.join(map(str, row['batch']))}",
-                row["precision"].replace("bfloat16", "bf16"),
+                row["precision"],
                 row["gates"],
                 f"{steps['plain']['ms']:.1f}",
                 *(f"{steps[key]['ratio']:.2f}" for key in ("open", "half")),

@@ -142,12 +142,14 @@ class Masked(torch.nn.Module):
     def __init__(self, rule):
         super().__init__()
         self.rule = rule
-        self._gates = []  # (role, gate, channel of each feature)
+        self._gates = []  # (role, gate, buffer: channel of each feature)
         self._own = (OwnForward(rule.layer),)
 
     def add(self, role, gate, index):
         """Adds a group of channels that the layer has in a role."""
-        self._gates.append((role, gate, index))
+        name = f"index_{len(self._gates)}"
+        self.register_buffer(name, index, persistent=False)
+        self._gates.append((role, gate, name))
 
     def put_on(self, layer):
         """Replaces the forward of the layer."""
@@ -163,12 +165,12 @@ class Masked(torch.nn.Module):
     def forward(self, role, size, like):
         """Returns how much each feature of a role counts (size,)."""
         total = torch.ones(size, dtype=like.dtype, device=like.device)
-        for own, gate, index in self._gates:
+        for own, gate, name in self._gates:
             if own != role or gate.is_open(self.training):
                 continue
             weights = gate.channel_weights(self.training).to(total)
+            index = getattr(self, name)
             if index is not None:
-                index = index.to(total.device)
                 weights = torch.where(index < 0, 1.0, weights[index])
             total = total * weights
         return total
@@ -240,6 +242,7 @@ def attach(model, group, gate):
     def put(layer, name, module):
         taken = [name, *(f"{name}_{i}" for i in range(2, 99))]
         free = next(n for n in taken if not hasattr(layer, n))
+        module.to(next(model.parameters(), gate.rank).device)
         parts.append(Part(layer, free, module))
         parts[-1].put()
         return module

@@ -239,7 +239,8 @@ class CostModel:
             with evaluating(model), torch.random.fork_rng():
                 torch.manual_seed(0)
                 if front_end is not None:
-                    example = [front_end(example[0])]
+                    device = next(model.parameters(), example[0]).device
+                    example = [front_end(example[0]).to(device)]
                     frames = example[0].numel() // example[0].shape[-1]
                     rules[FEATURES] = rule_of(front_end)
                     calls[FEATURES] = {"positions": frames}

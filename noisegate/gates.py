@@ -202,6 +202,7 @@ class Gates(collections.abc.Mapping):
             )
         self.model = model
         self.front_end = front_end
+        like = next(model.parameters(), torch.zeros(0))  # type and device
         if front_end is not None:
             if not rule_of(front_end).in_front:
                 raise TypeError(
@@ -210,14 +211,15 @@ class Gates(collections.abc.Mapping):
                 )
             example = [torch.zeros(1, round(segment_s * sample_rate))]
         elif input_shape is not None:
-            dtype = next((p.dtype for p in model.parameters()), None)
-            example = [torch.zeros(input_shape, dtype=dtype)]
+            example = [like.new_zeros(input_shape)]
         elif example is None:
             raise ValueError(
                 "Gates needs one of front_end or input_shape or example"
             )
         with torch.no_grad():
-            whole = example if front_end is None else [front_end(example[0])]
+            whole = example
+            if front_end is not None:
+                whole = [front_end(example[0]).to(like)]
             inputs = not_silent(_shortened(model, whole))
         noise = not_silent(whole)
         if noise[0] is not whole[0]:

@@ -379,7 +379,8 @@ def scramble(gates, seed=0):
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for gate in gates.values():
-            gate.reorder(torch.rand(gate.size, generator=draw))
+            useful = torch.rand(gate.size, generator=draw)
+            gate.reorder(useful.to(gate.rank.device))
             if isinstance(gate, HardConcreteGate):
                 gate.location.add_(torch.randn(gate.size, generator=draw))
 

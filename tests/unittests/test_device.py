@@ -378,3 +378,15 @@ def test_a_brain_trains_and_evaluates(device, tmp_path):
     assert loss == loss
     ratio = trainer.gates.cost.ratio(trainer.gates.integer_widths())
     assert float(ratio) <= 0.5
+
+
+def test_a_model_is_gated_where_it_lies(device):
+    """With a front-end on the CPU; all that is added goes to the model."""
+    torch.manual_seed(0)
+    model = models.crnn().to(device)
+    gates = Gates(model, front_end=models.front_end(), segment_s=0.2)
+    tensors = [*model.parameters(), *model.buffers()]
+    assert {tensor.device for tensor in tensors} == {tensors[0].device}
+    gates["conv1"].set_width(5.5)
+    first(model.train()(torch.randn(2, 20, 80, device=device))).sum().backward()
+    assert gates["conv1"].kappa.grad.isfinite().all()

@@ -21,7 +21,8 @@ from noisegate.gate import Gate
 from noisegate.rules.base import OwnForward, parents, rule_of
 from noisegate.rules.features import FEATURES
 
-_STATISTICS_MOMENTUM = 0.05
+_STATISTICS_MOMENTUM = 0.1
+_STATISTICS_EVERY = 4  # passes
 _STATISTICS_ROWS = 1024  # about as many vectors are enough for a variance
 
 
@@ -50,7 +51,7 @@ class Tap(torch.nn.Module):
         self.register_buffer("where", where, persistent=False)
         self.register_buffer("index", index, persistent=False)
         self.register_buffer("variance", torch.ones(gate.size))
-        self.register_buffer("n_updates", torch.tensor(0))
+        self.n_passes = 0
 
     @property
     def gate(self):
@@ -74,7 +75,9 @@ class Tap(torch.nn.Module):
         """Returns the features that the layer is about to read, gated."""
         # Checkpointed layers run again for the backward pass: in the same way
         if self.training and self.gate.frozen is None and not recomputing():
-            self._update_statistics(x)
+            momentum = self._momentum()
+            if momentum:
+                self._update_statistics(x, momentum)
         if self.training:
             self.gate.ran = True
         if self.where is None:
@@ -85,9 +88,8 @@ class Tap(torch.nn.Module):
         return x.index_copy(self.dim, self.where, self._mix(part))
 
     def _mix(self, x):
-        std = self.variance.sqrt()
-        how = self.dim, self.index, self.places
-        return self.gate.mix(x, std, self.training, *how)
+        how = self.training, self.dim, self.index, self.places
+        return self.gate.mix(x, self.variance, *how)
 
     def _per_channel(self, values):
         """Sums values of features (features,) up to those of channels."""
@@ -95,8 +97,25 @@ class Tap(torch.nn.Module):
             return values
         return torch.zeros_like(self.variance).index_add(0, self.index, values)
 
+    def get_extra_state(self):
+        """Returns the number of passes, as a tensor: part of the state."""
+        return torch.tensor(self.n_passes)
+
+    def set_extra_state(self, state):
+        """Sets the number of passes."""
+        self.n_passes = int(state)
+
+    def _momentum(self):
+        """Weight of this pass in the statistics: not each has one. What is
+        compiled does not count, it would be compiled for each number."""
+        if torch.compiler.is_compiling():
+            return _STATISTICS_MOMENTUM / _STATISTICS_EVERY
+        n_updates, rest = divmod(self.n_passes, _STATISTICS_EVERY)
+        self.n_passes += 1
+        return 0 if rest else max(1 / (n_updates + 1), _STATISTICS_MOMENTUM)
+
     @torch.no_grad()
-    def _update_statistics(self, x):
+    def _update_statistics(self, x, momentum):
         rows = x.detach().movedim(self.dim, -1)
         for axis, size in enumerate(rows.shape[:-1]):
             # Of small layers statistics would cost as much as the layer
@@ -113,8 +132,6 @@ class Tap(torch.nn.Module):
         if self.index is not None:
             n_each = len(self.index) / self.gate.size
             variance = self._per_channel(variance / n_each)
-        self.n_updates += 1
-        momentum = (1 / self.n_updates).clamp(min=_STATISTICS_MOMENTUM)
         self.variance.lerp_(variance, momentum)
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ import math
 import torch
 
 # d sqrt(g)/dg is infinite at g = 0 and d sqrt(1 - g)/dg at g = 1: the values
-# are exact, the gradients are those at this distance from the two ends.
+# are exact, the derivatives are those at this distance from the two ends.
 _GRADIENT_MARGIN = 1e-2
 
 
@@ -33,6 +33,42 @@ def bounded_sqrt(x):
     value = x.detach().sqrt()
     slope = 0.5 / x.detach().clamp(min=_GRADIENT_MARGIN).sqrt()
     return value + slope * (x - x.detach())
+
+
+class _Mix(torch.autograd.Function):
+    """``factors`` x, and noise for some features.
+
+    Whatever the number of features, autograd keeps only those at the edge;
+    each of its steps on its own would cost a kernel. ``table`` (3, features)
+    has derivatives by the width of what multiplies x and of what multiplies
+    the noise, and what multiplies the noise. ``reached`` is called by the
+    backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx, x, kappa, factors, features, table, dim, reached):
+        """Returns the mixed features."""
+        shape = [1] * x.dim()
+        shape[dim] = -1
+        factors = factors.to(x.dtype).view(shape)
+        slope, noise_slope, scale = (t.view(shape) for t in table.to(x.dtype))
+        at_edge = x.index_select(dim, features)
+        noise = torch.randn_like(at_edge)
+        y = (x * factors).index_add_(dim, features, scale * noise)
+        slopes = torch.addcmul(slope * at_edge, noise_slope, noise)
+        ctx.save_for_backward(factors, features, slopes)
+        ctx.dim, ctx.reached = dim, reached
+        return y
+
+    @staticmethod
+    def backward(ctx, gradient):
+        """Returns the gradients of x and kappa."""
+        factors, features, slopes = ctx.saved_tensors
+        if ctx.reached is not None:
+            ctx.reached()
+        slopes = slopes * gradient.index_select(ctx.dim, features)
+        total = slopes.sum(dtype=torch.float32).view(1)
+        return gradient * factors, total, *[None] * 5
 
 
 class Gate(torch.nn.Module):
@@ -85,6 +121,7 @@ class Gate(torch.nn.Module):
         self.register_buffer("frozen_width", torch.tensor(-1))
         self._frozen = -1  # the same as a Python int
         self._known = None, None  # see known()
+        self._prepared = {}  # see NoiseGate._edge()
         # Since they were last set to False: whether a layer in training mode
         # ran, whether it asked for the width, whether a gradient came back
         self.ran = self.asked = self.reached = False
@@ -99,7 +136,8 @@ class Gate(torch.nn.Module):
         self._frozen = int(self.frozen_width)
 
     def __getstate__(self):
-        return {**self.__dict__, "_known": (None, None)}  # ids are of this one
+        # Ids are of this one
+        return {**self.__dict__, "_known": (None, None), "_prepared": {}}
 
     def width(self):
         """Returns the differentiable width, a scalar in [min_width, size]."""
@@ -210,14 +248,14 @@ class Gate(torch.nn.Module):
         ranks = torch.arange(n, device=self.rank.device)
         return (width * (n / self.size) - ranks).clamp(0, 1)
 
-    def mix(self, x, std, training, dim=-1, index=None, places=None):
+    def mix(self, x, variance, training, dim=-1, index=None, places=None):
         """Returns gated features; ``x`` itself if the gate is known to be
         fully open.
 
         ``dim`` is the axis of the features in ``x``, ``index`` the channel of
         each (None if feature i is channel i), ``places`` the features (size,
-        n) of each channel, or None if channels differ in their numbers, ``std``
-        (size,) the running standard deviation of the channels.
+        n) of each channel, or None if channels differ in their numbers,
+        ``variance`` (size,) the running variance of the channels.
         """
         if self.is_open(training):
             return x
@@ -241,7 +279,7 @@ class Gate(torch.nn.Module):
             value.register_hook(self._note_gradient)
         return value
 
-    def _note_gradient(self, gradient):
+    def _note_gradient(self, gradient=None):
         self.reached = True
 
 
@@ -274,11 +312,11 @@ class NoiseGate(Gate):
     Example
     -------
     >>> gate = NoiseGate(size=4)
-    >>> x, std = torch.ones(2, 3, 4), torch.ones(4)
-    >>> torch.equal(gate.mix(x, std, training=True), x)
+    >>> x, variance = torch.ones(2, 3, 4), torch.ones(4)
+    >>> torch.equal(gate.mix(x, variance, training=True), x)
     True
     >>> gate.freeze(2)
-    >>> gate.mix(x, std, training=True)[0, 0].tolist()
+    >>> gate.mix(x, variance, training=True)[0, 0].tolist()
     [1.0, 1.0, 0.0, 0.0]
     """
 
@@ -327,31 +365,51 @@ class NoiseGate(Gate):
         at_edge = (gate > 0) & (gate < 1)
         return torch.where(at_edge, gate, gate.detach().clamp(0, 1))
 
-    def mix(self, x, std, training, dim=-1, index=None, places=None):
-        """Zeroes closed features, mixes noise into those at the edge."""
-        if self.is_hard(training):
-            return super().mix(x, std, training, dim, index, places)
-        if self.is_open(training):
-            return x
-        gate = self.channel_weights(training)
-        # No more than these can be between open and closed
+    def _edge(self):
+        """Factors (size,) and table (3, size) of :class:`_Mix`, and which
+        channels (n,) may be between open and closed; once for each width."""
+        compiling = torch.compiler.is_compiling()
+        key = None
+        if not compiling:
+            key = self.known(), self.rank._version, self.rank.device
+        if compiling or key not in self._prepared:
+            with torch.no_grad():
+                self._prepared = {key: self._at_edge()}
+        return self._prepared[key]
+
+    def _at_edge(self):
+        gate = ((self.width() - self.rank - 1) / self.ramp + 1).clamp(0, 1)
+        # No more channels than these are between open and closed
         n_edge = min(self.size, math.ceil(self.ramp))
         first = (gate >= 1).sum().clamp(max=self.size - n_edge)
         ranks = torch.arange(self.size, device=self.rank.device)
-        edge = torch.empty_like(self.rank).index_copy(0, self.rank, ranks)
-        features = channels = edge[first + ranks[:n_edge]]
-        y = self._scale(x, (self.rank < first).to(x.dtype), dim, index)
+        channels = torch.empty_like(self.rank).index_copy(0, self.rank, ranks)
+        signal, noise = gate.sqrt(), (1 - gate).sqrt() * (gate > 0)
+        # d gate / d kappa, and 0 where it is open or closed
+        slope = self.size / self.ramp * ((gate > 0) & (gate < 1))
+        by_signal = slope / 2 / gate.clamp(min=_GRADIENT_MARGIN).sqrt()
+        by_noise = -slope / 2 / (1 - gate).clamp(min=_GRADIENT_MARGIN).sqrt()
+        table = torch.stack([by_signal, by_noise, noise])
+        return signal, table, channels[first + ranks[:n_edge]]
+
+    def mix(self, x, variance, training, dim=-1, index=None, places=None):
+        """Zeroes closed features, mixes noise into those at the edge."""
+        if self.is_hard(training):
+            return super().mix(x, variance, training, dim, index, places)
+        if self.is_open(training):
+            return x
+        factors, table, features = self._edge()
+        channels = features
         if index is not None:
-            if places is None:
-                features = torch.arange(len(index), device=index.device)
-            else:
+            factors = factors[index]
+            features = torch.arange(len(index), device=index.device)
+            if places is not None:
                 features = places[channels].flatten()
             channels = index[features]
-        gate, std = gate[channels], std[channels]
-        shape = [1] * x.dim()
-        shape[dim] = -1
-        at_edge = x.index_select(dim, features)
-        noise = bounded_sqrt(1 - gate) * std * (gate > 0)
-        mixed = bounded_sqrt(gate).to(x.dtype).view(shape) * at_edge
-        mixed = mixed + noise.to(x.dtype).view(shape) * torch.randn_like(mixed)
-        return y.index_copy_(dim, features, mixed)  # y is new, it is not x
+        table = table[:, channels]
+        std = variance[channels].sqrt()
+        table = torch.cat([table[:1], table[1:] * std])
+        self.asked, reached = True, self._note_gradient
+        if torch.compiler.is_compiling():
+            self.reached, reached = torch.is_grad_enabled(), None
+        return _Mix.apply(x, self.kappa, factors, features, table, dim, reached)

@@ -202,7 +202,7 @@ def test_building_leaves_the_gates_untouched():
     """The zero batches of the construction reach no statistics."""
     gates = load_hyperpyyaml(io.StringIO(YAML))["gates"]
     for _, tap in gates._taps():
-        assert tap.n_updates == 0
+        assert tap.n_passes == 0
         assert (tap.variance == 1).all()
     for name, gate in gates.items():
         if isinstance(gate, NoiseGate):
@@ -235,7 +235,7 @@ def test_each_tap_acts_once_per_pass(name, gate):
     taps = list(gates._taps())
     assert len(calls) == len(taps) == len(set(map(id, calls)))
     for _, tap in taps:
-        assert tap.n_updates == 1
+        assert tap.n_passes == 1
     (output.square().mean() + sum(gates.widths().values())).backward()
     for key, parameter in gates.model.named_parameters():
         assert torch.isfinite(parameter.grad).all(), key
@@ -338,7 +338,7 @@ def test_packed_sequences_train():
     output, _ = net.rnn(net.first(torch.randn(3, 12, 8)), lengths=lengths)
     output.square().sum().backward()
     assert torch.isfinite(gates["first"].kappa.grad).all()
-    assert net.rnn.rnn.tap.n_updates == 1
+    assert net.rnn.rnn.tap.n_passes == 1
 
 
 def test_statistics_follow_the_data():
@@ -646,7 +646,7 @@ def test_cutting_leaves_the_gates_on():
     for key, value in before[0].items():
         assert torch.equal(value, after[0][key])
     taps = [tap for _, tap in gates._taps()]
-    assert all(int(tap.n_updates) == 1 for tap in taps)
+    assert all(int(tap.n_passes) == 1 for tap in taps)
 
 
 def test_the_table_of_groups():

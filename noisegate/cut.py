@@ -63,7 +63,8 @@ def cut(model, kept):
             select(owner, name, int(role[4:]), index)
             continue
         layer = model.get_submodule(path)
-        device = next(layer.parameters(), index).device
+        tensors = [*layer.parameters(), *layer.buffers(), index]
+        device = tensors[0].device
         rule_of(layer).cut(role, index.to(device))
     for (_, owner, name), *others in tied:
         for _, other, its_name in others:

@@ -151,11 +151,14 @@ class Gate(torch.nn.Module):
         call :meth:`noisegate.Gates.clamp` behind them.
         """
         learned = getattr(self, self.learned)
-        state = id(learned), learned._version
+        if learned.is_cpu:
+            state = learned.tolist()
+        else:
+            state = id(learned), learned._version
+        if width is None and self._known[0] != state:
+            width = self.width().detach().reshape(1).tolist()[0]
         if width is not None:
             self._known = state, width
-        elif learned.is_cpu or self._known[0] != state:
-            self._known = state, self.width().detach().reshape(1).tolist()[0]
         return self._known[1]
 
     def integer_width(self):

@@ -52,6 +52,7 @@ sys.path.append(str(ROOT / "recipes" / "ASVspoof"))
 from models import ResNet34  # noqa: E402
 
 WARM_UP = 3
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select")
 
 
@@ -329,10 +330,10 @@ class Pair:
         return found
 
 
-def measure(name, device, rounds, compiled):
+def measure(name, device, rounds, precisions, compiled):
     """The figures of one model, by precision."""
     pair = Pair(name, device)
-    kinds = {"fp32": None, "bf16": torch.bfloat16}
+    kinds = {kind: PRECISIONS[kind] for kind in precisions}
     results = {}
     for kind, dtype in kinds.items():
         found = pair.learning(dtype, rounds, compiled)
@@ -353,7 +354,7 @@ def card(device):
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
-def run(folder, device, seconds, rounds, names, compiled):
+def run(folder, device, seconds, rounds, names, precisions, compiled):
     """Measures what is not in the folder yet, as long as there is time."""
     end = time.monotonic() + seconds
     folder.mkdir(parents=True, exist_ok=True)
@@ -363,7 +364,7 @@ def run(folder, device, seconds, rounds, names, compiled):
             print("there:" if path.exists() else "left:", path.name)
             continue
         try:
-            found = measure(name, device, rounds, name in compiled)
+            found = measure(name, device, rounds, precisions, name in compiled)
         except ImportError as error:  # transformers is no dependency
             print(f"{name}: left out, {error}")
             continue
@@ -428,6 +429,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=200)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--precisions", default=",".join(PRECISIONS))
     parser.add_argument("--compile", default="", help="models, by commas")
     parser.add_argument("--table", type=Path, help="README to fill")
     arguments = parser.parse_args()
@@ -445,6 +447,7 @@ def main():
         arguments.seconds,
         arguments.rounds,
         names,
+        arguments.precisions.split(","),
         arguments.compile.split(","),
     )
 

@@ -55,7 +55,7 @@ class _Mix(torch.autograd.Function):
         at_edge = x.index_select(dim, features)
         noise = torch.randn_like(at_edge)
         y = (x * factors).index_add_(dim, features, scale * noise)
-        slopes = torch.addcmul(slope * at_edge, noise_slope, noise)
+        slopes = slope * at_edge + noise_slope * noise
         ctx.save_for_backward(factors, features, slopes)
         ctx.dim, ctx.reached = dim, reached
         return y

@@ -15,7 +15,7 @@ For each model a file ``FOLDER/steps_*.json`` with, in fp32 and bf16,
 
 What has a file is not measured again. ``--seconds`` is the time after which
 no further measurement is begun. ``--device=cpu`` takes small models, to see
-that all of it runs.
+that all of it runs, unless ``--batch`` is given.
 
 Authors
  * The noisegate developers, 2026
@@ -262,10 +262,11 @@ def waits(function, device):
 class Pair:
     """A model with gates, and the same one without."""
 
-    def __init__(self, name, device):
+    def __init__(self, name, device, batch):
         torch.manual_seed(0)
         start = time.perf_counter()
-        model, shape = MODELS[name](device.type == "cpu")
+        model, shape = MODELS[name](device.type == "cpu" and batch is None)
+        shape = (batch or shape[0], *shape[1:])
         self.gates = Gates(model, example=[torch.randn(1, *shape[1:])])
         cost = self.gates.cost
         self.about = {
@@ -330,9 +331,9 @@ class Pair:
         return found
 
 
-def measure(name, device, rounds, precisions, compiled):
+def measure(name, device, batch, rounds, precisions, compiled):
     """The figures of one model, by precision."""
-    pair = Pair(name, device)
+    pair = Pair(name, device, batch)
     kinds = {kind: PRECISIONS[kind] for kind in precisions}
     results = {}
     for kind, dtype in kinds.items():
@@ -354,17 +355,19 @@ def card(device):
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
-def run(folder, device, seconds, rounds, names, precisions, compiled):
+def run(arguments, names, device):
     """Measures what is not in the folder yet, as long as there is time."""
-    end = time.monotonic() + seconds
-    folder.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + arguments.seconds
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    how = arguments.batch, arguments.rounds, arguments.precisions.split(",")
     for name in names:
-        path = folder / f"steps_{name}.json"
+        path = arguments.folder / f"steps_{name}.json"
         if path.exists() or time.monotonic() > end:
             print("there:" if path.exists() else "left:", path.name)
             continue
+        compiled = name in arguments.compile.split(",")
         try:
-            found = measure(name, device, rounds, precisions, name in compiled)
+            found = measure(name, device, *how, compiled)
         except ImportError as error:  # transformers is no dependency
             print(f"{name}: left out, {error}")
             continue
@@ -427,6 +430,7 @@ def main():
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seconds", type=float, default=200)
+    parser.add_argument("--batch", type=int, help="else sizes for a device")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--precisions", default=",".join(PRECISIONS))
@@ -441,15 +445,7 @@ def main():
     names = arguments.models.split(",")
     if unknown := set(names) - set(MODELS):
         parser.error(f"--models: {sorted(unknown)} are none of {[*MODELS]}")
-    run(
-        arguments.folder,
-        torch.device(arguments.device),
-        arguments.seconds,
-        arguments.rounds,
-        names,
-        arguments.precisions.split(","),
-        arguments.compile.split(","),
-    )
+    run(arguments, names, torch.device(arguments.device))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,20 @@ def bounded_sqrt(x):
     return value + slope * (x - x.detach())
 
 
+class Bounded(torch.autograd.Function):
+    """Values in bounds; gradients pass there, so that they can come back."""
+
+    @staticmethod
+    def forward(ctx, x, low, high):
+        """Returns what is in the bounds."""
+        return x.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        """Returns the gradient of x."""
+        return gradient, None, None
+
+
 class _Mix(torch.autograd.Function):
     """``factors`` x, and noise for some features.
 
@@ -337,10 +351,8 @@ class NoiseGate(Gate):
         """Returns K = kappa * size, bounded, differentiable."""
         if self.frozen is not None:  # still a function of kappa, for DDP
             return self.frozen + 0.0 * self.kappa.sum()
-        kappa = self.kappa.sum()
-        bounded = kappa.clamp(self.min_width / self.size, 1.0)
-        # The gradient passes at the bounds, so that the width can come back
-        return (bounded.detach() + kappa - kappa.detach()) * self.size
+        least = self.min_width / self.size
+        return Bounded.apply(self.kappa, least, 1.0).sum() * self.size
 
     @torch.no_grad()
     def clamp(self):

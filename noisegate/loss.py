@@ -12,6 +12,21 @@ from speechbrain.utils.logger import get_logger
 logger = get_logger(__name__)
 
 
+class _Linear(torch.autograd.Function):
+    """A number that was computed on the host, and its slopes (floats)."""
+
+    @staticmethod
+    def forward(ctx, number, slopes, *variables):
+        """Returns the number as a tensor."""
+        ctx.slopes = slopes
+        return variables[0].new_full((), number)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        """Returns the gradients of the variables."""
+        return None, None, *[gradient * slope for slope in ctx.slopes]
+
+
 class ComplexityLoss(torch.nn.Module):
     """The complexity term of the loss, and the budget that steers it.
 
@@ -148,13 +163,11 @@ class ComplexityLoss(torch.nn.Module):
         x complexity``. Its gradient is zero once the widths are frozen."""
         if not self.gates:
             return torch.zeros((), device=self.progress.device)
-        ratio, slopes = self._linearized()
-        for name, width in self.gates.widths().items():
-            ratio = ratio + slopes[name] * (width - width.detach())
-        return self._weight() * ratio
+        widths = self.gates.widths().values()
+        return self._weight() * _Linear.apply(*self._linearized(), *widths)
 
     def _linearized(self):
-        """The complexity and its derivatives by width, a float and a dict of
+        """The complexity and its derivatives by width, a float and a list of
         floats: on the host, as a device would start a kernel for each layer."""
         widths = {name: gate.known() for name, gate in self.gates.items()}
         if self._at != widths:
@@ -164,7 +177,7 @@ class ComplexityLoss(torch.nn.Module):
                 ratio = self.gates.cost.ratio(dict(zip(widths, leaves)))
             slopes = torch.autograd.grad(ratio, leaves)[0].tolist()
             self._at = widths
-            self._line = ratio.reshape(1).tolist()[0], dict(zip(widths, slopes))
+            self._line = ratio.reshape(1).tolist()[0], slopes
         return self._line
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ import math
 import torch
 
 from noisegate.cut import kept_features
-from noisegate.gate import Gate
+from noisegate.gate import Bounded, Gate
 from noisegate.loss import ComplexityLoss
 from noisegate.rules.base import rule_of
 
@@ -47,8 +47,7 @@ class _DrawnGate(Gate):
         if self.frozen is not None:
             return self.frozen + 0.0 * self.location.sum()
         total = self._open(self.location).sum()
-        bounded = total.clamp(self.min_width, self.size)
-        return bounded.detach() + total - total.detach()
+        return Bounded.apply(total, self.min_width, self.size)
 
     def order(self):
         """Ranks the channels by descending location."""

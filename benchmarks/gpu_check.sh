@@ -6,7 +6,7 @@
 # 1. The environment: what the machine has, and the wheels in WHEELS.
 # 2. The tests with the mark gpu.
 # 3. The VAD recipe on its sample, to a quarter of the MACs, in bf16.
-# 4. Steps of five models, see benchmarks/gpu.py: figures in FOLDER/steps_*.
+# 4. Steps of five models, see benchmarks/steps.py: figures in FOLDER/steps_*.
 # What is in FOLDER already is not done again; no step is begun after TIME_S
 # seconds. DEVICE=cpu does all of it on a CPU, with small models.
 set -u
@@ -65,7 +65,7 @@ if [ ! -e "$FOLDER/vad/result.json" ] && [ "$(left)" -gt 0 ]; then
     cd "$ROOT" && echo "recipe: $SECONDS s"
 fi
 
-"$PYTHON" -W ignore benchmarks/gpu.py "$FOLDER" --device="$DEVICE" \
+"$PYTHON" -W ignore benchmarks/steps.py "$FOLDER" --device="$DEVICE" \
     --seconds="$(left)" --compile="${COMPILE:-ecapa,resnet34}" || failed=1
 echo "steps: $SECONDS s"
 

@@ -71,7 +71,7 @@ class _Mix(torch.autograd.Function):
         y = (x * factors).index_add_(dim, features, scale * noise)
         slopes = slope * at_edge + noise_slope * noise
         ctx.save_for_backward(factors, features, slopes)
-        ctx.dim, ctx.reached = dim, reached
+        ctx.dim, ctx.reached, ctx.dtype = dim, reached, kappa.dtype
         return y
 
     @staticmethod
@@ -80,9 +80,10 @@ class _Mix(torch.autograd.Function):
         factors, features, slopes = ctx.saved_tensors
         if ctx.reached is not None:
             ctx.reached()
-        slopes = slopes * gradient.index_select(ctx.dim, features)
-        total = slopes.sum(dtype=torch.float32).view(1)
-        return gradient * factors, total, *[None] * 5
+        by_width = gradient.index_select(ctx.dim, features) * slopes.conj()
+        total = torch.real(by_width).sum(dtype=ctx.dtype).view(1)
+        needed = ctx.needs_input_grad[0]
+        return gradient * factors if needed else None, total, *[None] * 5
 
 
 class Gate(torch.nn.Module):
@@ -148,6 +149,7 @@ class Gate(torch.nn.Module):
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)
         self._frozen = int(self.frozen_width)
+        self._prepared = {}
 
     def __getstate__(self):
         # Ids are of this one
@@ -383,15 +385,16 @@ class NoiseGate(Gate):
     def _edge(self):
         """Factors (size,) and table (3, size) of :class:`_Mix`, and which
         channels (n,) may be between open and closed; once for each width."""
-        compiling = torch.compiler.is_compiling()
-        key = None
-        if not compiling:
-            key = self.known(), self.rank._version, self.rank.device
-        if compiling or key not in self._prepared:
-            with torch.no_grad():
-                self._prepared = {key: self._at_edge()}
-        return self._prepared[key]
+        if torch.compiler.is_compiling():
+            return self._at_edge()
+        key = self.known(), self.rank._version, self.rank.device
+        found = self._prepared.get(key)
+        if found is None:
+            found = self._at_edge()
+            self._prepared = {key: found}
+        return found
 
+    @torch.no_grad()
     def _at_edge(self):
         gate = ((self.width() - self.rank - 1) / self.ramp + 1).clamp(0, 1)
         # No more channels than these are between open and closed

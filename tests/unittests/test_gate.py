@@ -7,7 +7,7 @@ import torch
 from scipy.stats import norm
 
 from noisegate.baselines.gates import HardConcreteGate, STGGate
-from noisegate.gate import NoiseGate
+from noisegate.gate import NoiseGate, _Mix
 
 KINDS = [NoiseGate, HardConcreteGate, STGGate]
 ends = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
@@ -513,3 +513,38 @@ def test_tied_weights(kind):
     gate = NoiseGate(16, ramp=1)
     gate.set_width(10)
     assert gate.tied_weights(4, True).tolist() == [1, 1, 0.5, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_the_gradients_of_mixing(dtype, dim):
+    """Those of what it computes, by finite differences, for a fixed noise."""
+    gate = NoiseGate(8, ramp=3.0).double()
+    x = torch.randn(8, 8, 8, dtype=dtype, requires_grad=True)
+    variance = torch.rand(8, dtype=torch.float64) + 0.5
+
+    def mixed(x, kappa):
+        # No channel may reach an end, or come nearer than the margin
+        torch.manual_seed(0)
+        with torch.no_grad():
+            gate.kappa.copy_(kappa)
+        factors, table, edge = gate._edge()
+        std = variance[edge].sqrt()
+        table = torch.cat([table[:1, edge], table[1:, edge] * std])
+        return _Mix.apply(x, kappa, factors, edge, table, dim, None)
+
+    kappa = torch.tensor([0.55], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(mixed, (x, kappa), nondet_tol=0.0)
+
+
+def test_loaded_ranks_are_those_that_count():
+    """With tensors that take the place of those that were there."""
+    gate, other = NoiseGate(8, ramp=1.0), NoiseGate(8, ramp=1.0)
+    with torch.no_grad():
+        other.rank = torch.arange(8).flip(0)
+    for one in (gate, other):
+        one.set_width(4)
+    x = torch.ones(2, 8)
+    assert gate.mix(x, torch.ones(8), True)[0].tolist() == [1] * 4 + [0] * 4
+    gate.load_state_dict(other.state_dict(), assign=True)
+    assert gate.mix(x, torch.ones(8), True)[0].tolist() == [0] * 4 + [1] * 4

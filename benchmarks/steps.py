@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Training steps of five models, plain and with gates, on one device.
 
-> python benchmarks/gpu.py FOLDER [--device cuda] [--seconds 200] [--models=..]
-> python benchmarks/gpu.py --table benchmarks/README.md  # of benchmarks/results
+> python benchmarks/steps.py FOLDER [--device cuda] [--seconds 200] [--models=]
+> python benchmarks/steps.py FOLDER --save=h200 --commit=$(git rev-parse HEAD)
+> python benchmarks/steps.py --table benchmarks/README.md  # of what was saved
 
 For each model a file ``FOLDER/steps_*.json`` with, in fp32 and bf16,
 
@@ -377,11 +378,25 @@ def run(arguments, names, device):
             torch.cuda.empty_cache()
 
 
+def save(folder, name, commit):
+    """Gathers what was measured in ``benchmarks/results/steps_NAME.json``."""
+    rows = []
+    for path in sorted(folder.glob("steps_*.json")):
+        for row in json.loads(path.read_text(encoding="utf-8")).values():
+            rows.append({**row, "commit": commit})
+    text = json.dumps(rows, indent=1) + "\n"
+    write_atomically(RESULTS / f"steps_{name}.json", text)
+
+
 def table(path):
-    """Fills the table of a README with what lies in benchmarks/results."""
-    files = sorted(RESULTS.glob("gpu/steps_*.json"))
-    read = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    found = [row for kinds in read for row in kinds.values()]
+    """Fills the tables of a README with what lies in benchmarks/results."""
+    for file in sorted(RESULTS.glob("steps_*.json")):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        fill_blocks(path, **{file.stem: _table(found)})
+
+
+def _table(found):
+    """The table of one device."""
     order = list(MODELS)
     found.sort(key=lambda row: (order.index(row["model"]), row["precision"]))
     header = (
@@ -400,6 +415,7 @@ def table(path):
         steps, final = row["steps"], row["final"]
         both = row.get("compiled")
         memory = [row["peak_mb"][key] for key in ("plain", "half", "cut")]
+        memory = [f"{mb / 1024:.1f}" if mb else "-" for mb in memory]
         rows.append(
             (
                 f"{row['model']}, {' × '.join(map(str, row['batch']))}",
@@ -414,14 +430,12 @@ def table(path):
                     for key in ("open", "half")
                 ),
                 f"{row['waits']['plain']} / {row['waits']['half']}",
-                " / ".join(f"{mb / 1024:.1f}" for mb in memory),
+                " / ".join(memory),
             )
         )
-    text = "not measured: no GPU was to be had"
-    if rows:
-        cards = {f"{row['device']}, torch {row['torch']}" for row in found}
-        text = f"{'; '.join(sorted(cards))}.\n\n{markdown_table(header, rows)}"
-    fill_blocks(path, gpu=text)
+    how = {(row["device"], row["torch"], row["commit"]) for row in found}
+    where = "; ".join(f"{a}, torch {b}, commit {c}" for a, b, c in sorted(how))
+    return f"{where}.\n\n{markdown_table(header, rows)}"
 
 
 def main():
@@ -435,6 +449,8 @@ def main():
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--precisions", default=",".join(PRECISIONS))
     parser.add_argument("--compile", default="", help="models, by commas")
+    parser.add_argument("--save", help="as results/steps_NAME.json")
+    parser.add_argument("--commit", help="that was measured")
     parser.add_argument("--table", type=Path, help="README to fill")
     arguments = parser.parse_args()
     if arguments.table:
@@ -442,6 +458,9 @@ def main():
         return
     if arguments.folder is None:
         parser.error("give a folder for the figures, or --table")
+    if arguments.save:
+        save(arguments.folder, arguments.save, arguments.commit)
+        return
     names = arguments.models.split(",")
     if unknown := set(names) - set(MODELS):
         parser.error(f"--models: {sorted(unknown)} are none of {[*MODELS]}")

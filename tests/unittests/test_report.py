@@ -317,7 +317,7 @@ def test_published_figures(scored):
 @pytest.mark.parametrize("recipe", ["VAD", "ASVspoof"])
 def test_published_figures_of_the_recipes(scored, recipe):
     """Models without a figure are left out."""
-    path = RECIPES / recipe / "results" / "published.csv"
+    path = RECIPES / recipe / "published.csv"
     data = SweepResults(SweepFolder(scored), published=path)
     assert len(data.published) > 3 and data.published[0][1] == 1.0
     names = [name for name, _, _ in data.published]

@@ -429,7 +429,10 @@ def _table(found):
                     f"{both[key]['ratio']:.2f}" if both else "-"
                     for key in ("open", "half")
                 ),
-                f"{row['waits']['plain']} / {row['waits']['half']}",
+                # Of a CPU they are those of Adam, which counts there
+                f"{row['waits']['plain']} / {row['waits']['half']}"
+                if row["peak_mb"]["plain"]
+                else "-",
                 " / ".join(memory),
             )
         )

@@ -54,13 +54,13 @@ if [ ! -e "$FOLDER/tests_passed" ]; then
 fi
 
 if [ ! -e "$FOLDER/vad/result.json" ] && [ "$(left)" -gt 0 ]; then
-    EPOCHS="--number_of_epochs=6 --freeze_epoch=4"
-    [ "$DEVICE" = cpu ] && EPOCHS="--number_of_epochs=2 --freeze_epoch=2"
-    # shellcheck disable=SC2086  # two words
+    LENGTH="--number_of_epochs=6 --freeze_epoch=4 --mixes_per_segment=4"
+    [ "$DEVICE" = cpu ] && LENGTH="--number_of_epochs=2 --freeze_epoch=2"
+    # shellcheck disable=SC2086  # several words
     cd recipes/VAD && timeout 200 "$PYTHON" -W ignore train.py \
         hparams/crnn_gated.yaml --device="$DEVICE" --precision=bf16 \
-        --budget=0.25 --output_folder="$FOLDER/vad" $EPOCHS \
-        --mixes_per_segment=4 > "$FOLDER/vad.log" 2>&1 || failed=1
+        --budget=0.25 --output_folder="$FOLDER/vad" $LENGTH \
+        > "$FOLDER/vad.log" 2>&1 || failed=1
     tail -n 5 "$FOLDER/vad.log"
     cd "$ROOT" && echo "recipe: $SECONDS s"
 fi

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from hyperpyyaml import load_hyperpyyaml
 
-from noisegate.compact import compact, save_compact
+from noisegate.compact import compact, constructor, save_compact
 from noisegate.evaluation.files import (
     fill_blocks,
     markdown_table,
@@ -134,9 +134,9 @@ def latencies(model, rounds, device):
     hparams["complexity_loss"].freeze()
     cut, features = compact(hparams["gates"])
     with tempfile.TemporaryDirectory() as folder:
-        save_compact(
-            f"{folder}/compact", {"compute_features": features, "model": cut}
-        )
+        modules = {"compute_features": features, "model": cut}
+        original = constructor(str(HPARAMS / f"{model}_gated.yaml"), "model")
+        save_compact(f"{folder}/compact", modules, "", {"model": original})
         with open(f"{folder}/compact/hyperparams.yaml") as fin:
             built = load_hyperpyyaml(fin)["model"].to(device).eval()
     dense = load(model, device, "dense")["model"].eval()

@@ -15,14 +15,13 @@ Authors
 import argparse
 import json
 import platform
-import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 from hyperpyyaml import load_hyperpyyaml
+from steps import compare
 
 from noisegate.compact import compact, constructor, save_compact
 from noisegate.evaluation.files import (
@@ -75,32 +74,6 @@ def train_step(hparams, x, y):
     return step
 
 
-def timed(function, device):
-    """Seconds that one call takes."""
-    start = time.perf_counter()
-    function()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def compare(functions, rounds, device):
-    """Median ms of each function, and ratio to the first within rounds."""
-    rows = []
-    for i in range(rounds + 3):
-        row = {name: timed(f, device) for name, f in functions.items()}
-        if i >= 3:
-            rows.append(row)
-    first = next(iter(functions))
-    return {
-        name: {
-            "ms": 1000 * statistics.median(row[name] for row in rows),
-            "ratio": statistics.median(row[name] / row[first] for row in rows),
-        }
-        for name in functions
-    }
-
-
 def step_times(model, rounds, device):
     """Training steps: plain, open gates, half-open gates, frozen gates."""
     torch.manual_seed(0)
@@ -123,7 +96,7 @@ def step_times(model, rounds, device):
             "stochastic gates": stochastic,
         },
         rounds,
-        device,
+        torch.device(device),
     )
 
 
@@ -151,7 +124,7 @@ def latencies(model, rounds, device):
                 "dense": lambda: dense(x),
             },
             5 * rounds,
-            device,
+            torch.device(device),
         )
 
 

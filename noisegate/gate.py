@@ -180,11 +180,7 @@ class Gate(torch.nn.Module):
     def integer_width(self):
         """Returns the width (int) rounded up to the granularity: what
         evaluation and compaction keep."""
-        if self.frozen is not None:
-            return self.frozen
-        width = float(self.width().detach())
-        steps = math.ceil(width / self.granularity - 1e-4)
-        return min(self.size, max(self.min_width, steps * self.granularity))
+        return int(self._kept())
 
     def _kept(self):
         """The same for layers, which do not wait for its value."""

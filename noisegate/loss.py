@@ -191,8 +191,7 @@ class ComplexityLoss(torch.nn.Module):
         if self.fixed_weight is not None or not self.gates:
             return
         ratio, _ = self._linearized()
-        target = self.budget ** min(1.0, progress / self.tighten)
-        violation = max(-1.0, min(1.0, ratio / target - 1))
+        violation = max(-1.0, min(1.0, ratio / self.target() - 1))
         self.integral.add_(self.integral_gain * violation).clamp_(-12.0, 7.0)
         self.log_weight.copy_(
             self.integral + self.proportional_gain * violation

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.steps import Waits
 from noisegate import ComplexityLoss, Gates, NoiseGate, compact
 from tests.unittests import models
 from tests.unittests.brains import (
@@ -24,7 +24,6 @@ from tests.unittests.brains import (
 pytestmark = pytest.mark.gpu
 nn = torch.nn
 NAMES = [*models.MODELS]
-WAITING = {"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select"}
 
 
 @pytest.fixture(autouse=True)
@@ -160,20 +159,6 @@ def test_loud_features_do_not_overflow(device):
     assert output.isfinite().all()
 
 
-class Counted(TorchDispatchMode):
-    """Notes what a GPU would make the host wait for."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function._schema.name.split("::")[1]
-        if name in WAITING:
-            self.found.append(name)
-        return function(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("share", [1.0, 0.6, None])
 def test_no_step_waits_for_a_device(name, share, device):
@@ -193,13 +178,13 @@ def test_no_step_waits_for_a_device(name, share, device):
     step = torch.optim.SGD(model.parameters(), lr=0.1)
 
     def found(model, *terms):
-        with Counted() as counted:
+        with Waits() as counted:
             total = first(model(feats)).square().mean()
             for term in terms:
                 total = total + term()
             total.backward()
             step.step()
-        return counted.found
+        return counted.names
 
     # What a GRU or an encoder layer asks by itself is theirs
     assert found(model, loss) == found(plain)

@@ -548,3 +548,12 @@ def test_loaded_ranks_are_those_that_count():
     assert gate.mix(x, torch.ones(8), True)[0].tolist() == [1] * 4 + [0] * 4
     gate.load_state_dict(other.state_dict(), assign=True)
     assert gate.mix(x, torch.ones(8), True)[0].tolist() == [0] * 4 + [1] * 4
+
+
+def test_what_is_masked_is_what_is_cut():
+    """Also where a width lies at the border of two integers."""
+    gate = NoiseGate(1024)
+    for width in torch.linspace(512, 512.0004, 30):
+        gate.set_width(float(width))
+        kept = int(gate.channel_weights(training=False).sum())
+        assert kept == gate.integer_width() == len(gate.open_channels())

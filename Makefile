@@ -64,7 +64,7 @@ demo: check-torch
 	cd recipes/VAD && $(BIN)/noisegate report results/demo
 
 sweep-demo: check-torch
-	OMP_NUM_THREADS=1 $(BIN)/noisegate sweep recipes/Synthetic/hparams/gated.yaml \
+	OMP_NUM_THREADS=1 $(BIN)/noisegate sweep recipes/Synthetic/hparams/student_gated.yaml \
 	--folder=results/sweep-demo --budgets=1,0.25,0.125 \
 	--methods=noise,hard_concrete,narrow --seeds=2 --jobs=2 \
 	-- --teacher_widths=[16]

@@ -16,6 +16,8 @@ _PUBLIC = {
     "NoiseGate": "gate",
     "ComplexityLoss": "loss",
     "GatedBrain": "brain",
+    "Teacher": "teacher",
+    "start_from": "pretrained",
     "compact": "compact",
     "save_compact": "compact",
     "GatedFbank": "layers",

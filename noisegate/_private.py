@@ -73,3 +73,36 @@ def unwrapped(module):
             module = module.module
         else:
             return module
+
+
+def take_over(module, other, name):
+    """Gives a module and those inside the state of another's.
+
+    All attributes change but the modules inside, which stay the same objects:
+    others may refer to them.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        What changes.
+    other : torch.nn.Module
+        Of the same structure; sizes may differ. Is not used any more.
+    name : str
+        Name of the module in messages.
+
+    Raises
+    ------
+    ValueError
+        If the structure differs.
+    """
+    twins = dict(other.named_modules())
+    for path, part in module.named_modules():
+        twin = twins.pop(path, None)
+        if type(twin) is not type(part):
+            raise ValueError(
+                f"'{name}.{path}' is a {type(part).__name__}, but a "
+                f"{type(twin).__name__} where it should start from"
+            )
+        vars(part).update({**vars(twin), "_modules": part._modules})
+    if twins:
+        raise ValueError(f"'{name}' has no {list(twins)} to start from it")

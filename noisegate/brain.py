@@ -38,7 +38,8 @@ class GatedBrain(sb.Brain):
     A recipe derives its Brain from this one as it would from ``sb.Brain``.
     What it has to do:
 
-    * ``compute_objectives`` adds ``self.complexity_term(stage)`` to its loss;
+    * ``compute_objectives`` adds ``self.complexity_term(stage)`` to its loss,
+      behind ``self.taught`` if there may be a teacher;
     * ``on_stage_start``, ``on_stage_end``, ``on_fit_batch_start`` and
       ``on_fit_batch_end``, where overridden, call ``super()`` first;
     * ``on_stage_end`` logs ``self.gate_stats()``, and names the criterion of
@@ -57,7 +58,7 @@ class GatedBrain(sb.Brain):
     groups in what ``compute_forward`` computes, see
     :func:`noisegate.brain_model.find_gates`. Optional:
     ``output_folder``, where the history of the widths is written to
-    ``gates.jsonl``.
+    ``gates.jsonl``, and ``teacher`` (:class:`noisegate.Teacher`).
 
     Arguments
     ---------
@@ -99,11 +100,13 @@ class GatedBrain(sb.Brain):
                 "--data_parallel_backend runs copies of the layers, in which "
                 "gates do not act; use torchrun (DistributedDataParallel)"
             )
+        teacher = getattr(self.hparams, "teacher", None)
+        self.teacher = teacher if teacher and teacher.modules else None
         self.random_state = RandomState()
         self._epoch = None
         self._unreached = set()  # gates without a gradient, as was warned
         self._steps_per_epoch = None
-        self._term_added = False
+        self._term_added = self._taught = False
         self._fed = self._stepped = False
         self._first_step = 0
         self._compacted = None  # the cut model
@@ -132,6 +135,18 @@ class GatedBrain(sb.Brain):
             return 0.0
         self._term_added = True
         return self.complexity_loss().to(self.device)
+
+    def taught(self, loss, predictions, stage, lens=None):
+        """Returns the task loss with what the teacher says, in training.
+
+        ``predictions`` are what ``compute_forward`` has returned, ``lens``
+        the relative lengths of outputs that are padded. Without a teacher
+        (:class:`noisegate.Teacher`) in the hparams it is the loss alone.
+        """
+        if stage != sb.Stage.TRAIN or self.teacher is None:
+            return loss
+        self._taught = True
+        return self.teacher.teach(loss, predictions, stage, lens)
 
     @torch.no_grad()
     def gate_stats(self):
@@ -275,8 +290,10 @@ class GatedBrain(sb.Brain):
     def on_fit_batch_start(self, batch, should_step):
         """See ``sb.Brain.on_fit_batch_start``."""
         self.random_state.restore()
-        self._term_added = False
+        self._term_added = self._taught = False
         self._fed = True
+        if self.teacher is not None:
+            self.teacher.begin(self, batch)
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         """See ``sb.Brain.on_fit_batch_end``; steps the dual variable."""
@@ -284,6 +301,11 @@ class GatedBrain(sb.Brain):
             raise RuntimeError(
                 "compute_objectives must add self.complexity_term(stage) to "
                 "its loss, otherwise nothing bounds the widths"
+            )
+        if self.teacher is not None and not self._taught:
+            raise RuntimeError(
+                "there is a teacher: compute_objectives must pass its loss "
+                "through self.taught(loss, predictions, stage)"
             )
         if self._epoch is None:
             raise RuntimeError(

@@ -68,6 +68,12 @@ def _options(text):
     return {key: int(v) if v.isdigit() else v for key, _, v in pairs}
 
 
+def _mapping(path):
+    from ruamel.yaml import YAML
+
+    return YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
+
+
 def _inspect(known, overrides):
     """Prints the groups of a model."""
     import speechbrain as sb
@@ -90,6 +96,7 @@ def _sweep(known, overrides):
         known.methods,
         known.seeds,
         overrides,
+        known.variants,
     )
     failed = sweep.run(known.jobs, known.retry, known.slurm)
     results = sweep.results()
@@ -168,6 +175,12 @@ def main(arguments=None):
         type=_list_of(str),
         default=["noise", "hard_concrete", "magnitude", "narrow"],
         help=f"of {', '.join(m for m in METHODS if m != 'dense')}",
+    )
+    sweep.add_argument(
+        "--variants",
+        type=_mapping,
+        metavar="YAML",
+        help="models to compare: values of keys by name (docs/sweep.md)",
     )
     sweep.add_argument("--seeds", type=int, default=1, help="number of seeds")
     sweep.add_argument("--jobs", type=int, default=1, help="cells at a time")

@@ -31,6 +31,7 @@ _MORE = {
     "torch, ms/s (of dense)": ("torch_ms_per_s", "torch_ratio", 1),
     "onnxruntime, ms/s (of dense)": ("onnx_ms_per_s", "onnx_ratio", 1),
 }
+_FEW = 3  # widths that a table has room for
 _METRICS = ("EER", "error_rate", "error", "loss")  # the first that is there
 
 
@@ -47,7 +48,8 @@ class Cell:
     seed : int
         Seed of the run.
     model : str
-        Name of the YAML without its ending, in a sweep over several.
+        Name of the YAML without its ending, in a sweep over several, or name
+        of the variant.
     """
 
     method: str
@@ -154,8 +156,11 @@ class SweepFolder:
         if cell.needs is not None:
             result = folder / "cells" / cell.needs / "result.json"
             more = [f"--complexity_loss={{widths: '{result}'}}"]
+        variants, model = self.plan.get("variants"), cell.model
+        if variants is not None:  # of one YAML
+            more, model = [*more, *_as_overrides(variants[model])], ""
         return [
-            str(folder / "hparams" / yaml_name(cell.model, cell.method)),
+            str(folder / "hparams" / yaml_name(model, cell.method)),
             f"--seed={cell.seed}",
             f"--budget={cell.budget:g}",
             f"--output_folder={folder / 'cells' / cell.name}",
@@ -233,6 +238,11 @@ class SweepFolder:
 _FIELDS = dataclasses.fields(Cell)
 
 
+def _as_overrides(values):
+    """Values by key as options of train.py: JSON is YAML."""
+    return [f"--{key}={json.dumps(value)}" for key, value in values.items()]
+
+
 def yaml_name(model, method):
     """Returns the name of the YAML of a method.
 
@@ -306,6 +316,25 @@ def _mean_of(group, key, ratio, unit):
     return text
 
 
+def _narrowed(rows):
+    """Names of widths that differ, in order."""
+    names = dict.fromkeys(name for row in rows for name in row["widths"])
+    return [
+        name
+        for name in names
+        if len({row["widths"].get(name) for row in rows}) > 1
+    ]
+
+
+def _widths(group, names):
+    """Mean widths over seeds as text."""
+    means = (
+        statistics.mean(row["widths"].get(name, 0) for row in group)
+        for name in names
+    )
+    return ", ".join(f"{mean:.3g}" for mean in means)
+
+
 def figures(results):
     """Returns the figures of cells that are numbers.
 
@@ -330,6 +359,7 @@ def figures(results):
         row = {
             **dataclasses.asdict(cell),
             "macs_share": result["macs_per_second"] / full,
+            "widths": result["widths"],
         }
         for key in ("macs_per_second", "params", "steps"):
             row[key] = result[key]
@@ -367,7 +397,8 @@ def summarize(rows, metric=None, columns=()):
         For each model, budget and method the number of seeds, mean and
         standard deviation of the metric, MACs per second of audio and relative
         to the dense model, parameters, training steps, and where known
-        activations and latencies (see docs/sweep.md).
+        activations and latencies (see docs/sweep.md); the widths if they are
+        few.
 
     Raises
     ------
@@ -384,7 +415,9 @@ def summarize(rows, metric=None, columns=()):
     several = any(row["model"] for row in rows)
     headings = ["model"] * several + ["method", "budget", "n"]
     headings += [f"{shown[0]} (test)", "MACs/s (M)", "of dense", "parameters"]
-    headings += ["steps", *more, *shown[1:]]
+    narrowed = _narrowed(rows)
+    few = 0 < len(narrowed) <= _FEW
+    headings += ["steps", *[", ".join(narrowed)] * few, *more, *shown[1:]]
     interval = f"interval {shown[0]}"  # of one run, over its conditions
     with_intervals = any(interval in row for row in rows)
     if with_intervals:
@@ -414,6 +447,7 @@ def summarize(rows, metric=None, columns=()):
                 f"{mean('macs_share'):.3f}",
                 f"{mean('params'):.0f}",
                 f"{mean('steps'):.0f}",
+                *[_widths(group, narrowed)] * few,
                 *(_mean_of(group, *keys) for keys in more.values()),
                 *tests[1:],
                 *[group[0].get(interval, "-")] * with_intervals,

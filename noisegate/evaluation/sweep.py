@@ -13,8 +13,10 @@ Authors
 
 import dataclasses
 import fcntl
+import itertools
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -62,16 +64,27 @@ class Sweep(SweepFolder):
         Number of seeds, from that of the YAML upwards.
     overrides : list of str
         Overrides for all cells, as for train.py.
+    variants : dict of str to dict
+        Models to compare that differ in some keys of one YAML: their values
+        by name. The key ``budget`` may be a list, in place of ``budgets``.
 
     Raises
     ------
     ValueError
-        If a method or budget is not known, or if the folder holds a sweep
-        with other YAMLs or overrides.
+        If a method or budget is not known, if variants are asked for of
+        several YAMLs, or if the folder holds a sweep with other YAMLs,
+        overrides or variants.
     """
 
     def __init__(
-        self, hparams_files, folder, budgets, methods, n_seeds=1, overrides=()
+        self,
+        hparams_files,
+        folder,
+        budgets,
+        methods,
+        n_seeds=1,
+        overrides=(),
+        variants=None,
     ):
         files = [Path(file).resolve() for file in hparams_files]
         places = (files[0].parents[1], files[0].parent)
@@ -85,11 +98,21 @@ class Sweep(SweepFolder):
             "hparams": " ".join(file.name for file in files),
             "overrides": list(overrides),
         }
+        variants = {k: dict(v) for k, v in (variants or {}).items()}
+        if variants and len(files) > 1:
+            raise ValueError("variants are of one YAML, got several")
+        for name in variants:  # names a folder
+            if not re.fullmatch(r"[\w.-]+", name):
+                raise ValueError(f"no name for a variant: '{name}'")
+        own = {k: v.pop("budget", budgets) for k, v in variants.items()}
+        own = {k: v if isinstance(v, list) else [v] for k, v in own.items()}
+        if variants:
+            self._asked["variants"] = variants
         known = [name for name in METHODS if name != "dense"]
         for method in methods:
             if method not in known:
                 raise ValueError(f"methods must be of {known}, got '{method}'")
-        for budget in budgets:
+        for budget in [*budgets, *itertools.chain(*own.values())]:
             if not 0 < budget <= 1:
                 raise ValueError(f"budgets must be in (0, 1], got {budget}")
         if n_seeds < 1:
@@ -103,10 +126,12 @@ class Sweep(SweepFolder):
             for method in ("dense", *methods):
                 self.hparams[model, method] = derive(text, method)
             first = int(YAML().load(text)["seed"])
-            for seed in range(first, first + n_seeds):
-                for budget in sorted(set(budgets), reverse=True):
+            for seed, (name, asked) in itertools.product(
+                range(first, first + n_seeds), (own or {model: budgets}).items()
+            ):
+                for budget in sorted(set(asked), reverse=True):
                     chosen = ["dense"] if budget == 1 else methods
-                    cells += [Cell(m, budget, seed, model) for m in chosen]
+                    cells += [Cell(m, budget, seed, name) for m in chosen]
         super().__init__(folder)
         if self.plan != self._asked:
             raise ValueError(

@@ -18,7 +18,7 @@ from noisegate.evaluation.results import SweepFolder, figures, summarize
 from noisegate.evaluation.sweep import Sweep
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-GATED = RECIPES / "Synthetic" / "hparams" / "gated.yaml"
+GATED = RECIPES / "Synthetic" / "hparams" / "student_gated.yaml"
 SMALL = [
     "--teacher_widths=[4]",
     "--n_train=16",

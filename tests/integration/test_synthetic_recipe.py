@@ -24,25 +24,34 @@ SMALL = [
 ]
 
 
-STOP = """
-import sys, train, speechbrain as sb
-class Stop(Exception): pass
-save = train.StudentBrain.save
-def stop(self):
-    save(self)
-    if self.hparams.epoch_counter.current == 2: raise Stop
-train.StudentBrain.save = stop
+MAIN = """
+import runpy
+runpy.run_path("train.py", run_name="__main__")
 """
-MAIN = "train.train(*sb.parse_arguments(sys.argv[1:]))\n"
+STOP = (
+    """
+import speechbrain as sb
+class Stop(Exception): pass
+save = sb.utils.checkpoints.Checkpointer.save_and_keep_only
+n_saved = 0
+def stop(*args, **kwargs):
+    global n_saved
+    save(*args, **kwargs)
+    n_saved += 1
+    if n_saved == %d: raise Stop
+sb.utils.checkpoints.Checkpointer.save_and_keep_only = stop
+"""
+    + MAIN
+)
 
 
-def run(method, output, *overrides, script=("train.py",)):
+def run(output, *overrides, script=("train.py",)):
     """Runs train.py or a script; returns the finished process."""
     return subprocess.run(
         [
             sys.executable,
             *script,
-            f"hparams/{method}.yaml",
+            "hparams/student_gated.yaml",
             f"--output_folder={output}",
             "--noprogressbar",
             *SMALL,
@@ -58,84 +67,143 @@ def run(method, output, *overrides, script=("train.py",)):
     )
 
 
-@pytest.mark.parametrize("method", ["gated", "stochastic", "pruned", "dense"])
-def test_every_method_runs(method, tmp_path):
-    out = run(method, tmp_path)
+def figures(folder):
+    """The result of a run, without what the machine decides."""
+    result = json.loads((folder / "result.json").read_text())
+    return {key: result[key] for key in ("test", "valid", "widths", "steps")}
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_the_budget_is_met(dense, tmp_path):
+    out = run(tmp_path, *["--gate_layers=[]"] * dense)
     assert out.returncode == 0, out.stdout[-3000:]
     result = json.loads((tmp_path / "result.json").read_text())
-    budget = 1.0 if method == "dense" else 0.25
-    assert result["macs_per_frame"] == budget * 2 * 64
+    share = result["macs_per_second"] / result["macs_per_second_full"]
+    assert share == (1.0 if dense else 0.25)
 
 
-@pytest.mark.parametrize("method", ["gated", "pruned"])
-def test_resumed_run_equals_the_uninterrupted_one(method, tmp_path):
+def test_resumed_run_equals_the_uninterrupted_one(tmp_path):
     """Stopped after epoch 2, which is before the cut, and started again."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert run(method, whole).returncode == 0
-    first = run(method, parts, script=("-c", STOP + MAIN))
+    assert run(whole).returncode == 0
+    first = run(parts, script=("-c", STOP % 2))
     assert "Stop" in first.stdout
     assert not (parts / "result.json").exists()
-    assert run(method, parts).returncode == 0
-    figures = [
-        json.loads((folder / "result.json").read_text())
-        for folder in (whole, parts)
+    assert run(parts).returncode == 0
+    assert figures(whole) == figures(parts)
+
+
+CHAIN = "--budgets=[0.5,0.25]", "--stage={freeze_epoch: 3}"
+
+
+def test_a_chain_goes_on_from_cut_models(tmp_path):
+    """Stopped in each run, and started again: the same to the bit."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    out = run(whole, *CHAIN)
+    assert out.returncode == 0, out.stdout[-3000:]
+    for _ in range(3):
+        out = run(parts, *CHAIN, script=("-c", STOP % 5))
+        assert "Stop" in out.stdout or "All budgets" in out.stdout
+    assert run(parts, *CHAIN).returncode == 0
+    table = (whole / "chain.md").read_text()
+    assert table == (parts / "chain.md").read_text()
+    for name in ("dense", "0.5", "0.25"):
+        assert figures(whole / name) == figures(parts / name)
+    results = [
+        json.loads((whole / name / "result.json").read_text())
+        for name in ("dense", "0.5", "0.25")
     ]
-    for key in ("test", "valid", "history", "steps"):
-        assert figures[0][key] == figures[1][key]
+    macs = [result["macs_per_second"] for result in results]
+    assert [x / macs[0] for x in macs] == [1.0, 0.5, 0.25]
+    # Each is trained at the size of the one before
+    full = [result["macs_per_second_full"] for result in results]
+    assert full == [macs[0], macs[0], macs[1]]
+
+
+def test_a_budget_is_added_to_a_chain(tmp_path):
+    """It goes on from the next greater one; what was there stays."""
+    assert run(tmp_path, CHAIN[1], "--budgets=[0.5]").returncode == 0
+    before = (tmp_path / "0.5" / "result.json").read_bytes()
+    out = run(tmp_path, *CHAIN)
+    assert out.returncode == 0, out.stdout[-3000:]
+    assert (tmp_path / "0.5" / "result.json").read_bytes() == before
+    result = json.loads((tmp_path / "0.25" / "result.json").read_text())
+    assert result["widths"]["hidden1"] == 2
+
+
+def test_a_chain_starts_from_a_trained_model(tmp_path):
+    """Which is the teacher; nothing dense is trained again."""
+    assert run(tmp_path / "first", "--gate_layers=[]").returncode == 0
+    compact = tmp_path / "first" / "compact"
+    out = run(tmp_path / "next", *CHAIN, f"--pretrained={compact}")
+    assert out.returncode == 0, out.stdout[-3000:]
+    assert not (tmp_path / "next" / "dense").exists()
+    saved = tmp_path / "first" / "save"
+    out = run(tmp_path / "more", *CHAIN, f"--pretrained={saved}")
+    assert "give a teacher_folder" in out.stdout
+    teacher = f"--teacher_folder={compact}"
+    out = run(tmp_path / "more", *CHAIN, f"--pretrained={saved}", teacher)
+    assert out.returncode == 0, out.stdout[-3000:]
+    # The last checkpoint is what was saved as compact
+    assert figures(tmp_path / "more" / "0.25") == figures(
+        tmp_path / "next" / "0.25"
+    )
+
+
+@pytest.mark.parametrize("budgets", ["[0.5,1.5]", "[0]"])
+def test_impossible_budgets_are_refused_before_training(budgets, tmp_path):
+    out = run(tmp_path, f"--budgets={budgets}")
+    assert out.returncode != 0
+    assert "budgets must be in (0, 1)" in out.stdout
+    assert not list(tmp_path.iterdir())
 
 
 def test_killed_behind_the_last_epoch(tmp_path):
     """What is left is done by the next call, with the same figures."""
-    assert run("gated", tmp_path).returncode == 0
-    result = tmp_path / "result.json"
-    before = json.loads(result.read_text())
-    result.unlink()
-    out = run("gated", tmp_path)
+    assert run(tmp_path).returncode == 0
+    before = figures(tmp_path)
+    (tmp_path / "result.json").unlink()
+    out = run(tmp_path)
     assert out.returncode == 0, out.stdout[-3000:]
-    assert json.loads(result.read_text()) == before
+    assert figures(tmp_path) == before
 
 
 def test_tensorboard_goes_on_where_a_run_is_resumed(tmp_path):
     """A step is an epoch, and there is one of each."""
     pytest.importorskip("tensorboard")
     option = "--use_tensorboard=True"
-    first = run("gated", tmp_path, option, script=("-c", STOP + MAIN))
+    first = run(tmp_path, option, script=("-c", STOP % 2))
     assert "Stop" in first.stdout
-    figures = scalars(tmp_path)
-    assert list(figures["loss/valid"]) == [1, 2]
-    assert run("gated", tmp_path, option).returncode == 0
-    figures = scalars(tmp_path)
-    assert set(figures) == {
-        *("lr", "loss/train", "loss/valid", "standard_error/valid"),
+    assert list(scalars(tmp_path)["loss/valid"]) == [1, 2]
+    assert run(tmp_path, option).returncode == 0
+    logged = scalars(tmp_path)
+    assert set(logged) == {
+        *("lr", "loss/train", "loss/valid"),
         *("macs_per_second", "macs_ratio", "complexity_weight"),
         "width/hidden1",
     }
-    assert all(list(steps) == [1, 2, 3, 4] for steps in figures.values())
-    history = json.loads((tmp_path / "result.json").read_text())["history"]
-    assert len(history) == 4
-    for epoch, line in enumerate(history, start=1):
-        assert figures["loss/valid"][epoch] == pytest.approx(line["loss"])
-        assert figures["width/hidden1"][epoch] == line["width hidden1"]
+    assert all(list(steps) == [1, 2, 3, 4] for steps in logged.values())
+    lines = (tmp_path / "gates.jsonl").read_text().splitlines()
+    widths = [json.loads(line)["width hidden1"] for line in lines]
+    assert list(logged["width/hidden1"].values()) == pytest.approx(widths)
 
 
 def test_missing_tensorboard_is_named_before_training(tmp_path):
     hidden = 'import sys\nsys.modules["tensorboard"] = None\n'
-    script = hidden + "import train, speechbrain as sb\n" + MAIN
-    out = run(
-        "dense", tmp_path, "--use_tensorboard=True", script=("-c", script)
-    )
+    script = "-c", hidden + MAIN
+    out = run(tmp_path, "--use_tensorboard=True", script=script)
     assert out.returncode != 0
     assert "pip install tensorboard" in out.stdout
     assert not (tmp_path / "train_log.txt").exists()
     # Nothing else needs it
-    out = run("dense", tmp_path, script=("-c", script))
+    out = run(tmp_path, script=script)
     assert out.returncode == 0, out.stdout[-3000:]
 
 
 def test_finished_run_is_left_alone(tmp_path):
-    assert run("gated", tmp_path).returncode == 0
+    assert run(tmp_path).returncode == 0
     before = (tmp_path / "result.json").read_bytes()
-    out = run("gated", tmp_path)
+    out = run(tmp_path)
     assert out.returncode == 0
     assert "finished" in out.stdout
     assert (tmp_path / "result.json").read_bytes() == before

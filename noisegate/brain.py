@@ -5,7 +5,6 @@ Authors
 """
 
 import copy
-import functools
 import json
 import os
 
@@ -21,7 +20,7 @@ from noisegate.brain_model import BrainModel, find_gates
 from noisegate.checkpoints import RandomState, set_aside_incomplete
 from noisegate.compact import compact, constructor, save_compact, vocabularies
 from noisegate.gates import Gates
-from noisegate.loss import ComplexityLoss
+from noisegate.loss import STEPS, ComplexityLoss
 from noisegate.probe import evaluating, map_tensors
 from noisegate.rules.base import rule_of
 from noisegate.rules.features import FEATURES
@@ -65,16 +64,14 @@ class GatedBrain(sb.Brain):
     *args : tuple
         Passed to ``sb.Brain``.
     gate_opt_class : callable
-        Optimizer factory for the parameters of the gates; Adam with a
-        learning rate of 0.01 if None.
+        Optimizer factory for the parameters of the gates. None is Adam with
+        the learning rate ``lr`` of the gates, or more if there are few steps.
     **kwargs : dict
         Passed to ``sb.Brain``.
     """
 
     def __init__(self, *args, gate_opt_class=None, **kwargs):
         super().__init__(*args, **kwargs)
-        if gate_opt_class is None:
-            gate_opt_class = functools.partial(torch.optim.Adam, lr=0.01)
         self.gate_opt_class = gate_opt_class
         for key in ("gates", "complexity_loss"):
             if not hasattr(self.hparams, key):
@@ -239,7 +236,8 @@ class GatedBrain(sb.Brain):
                     group["params"] = [
                         p for p in group["params"] if id(p) not in of_gates
                     ]
-            self.gate_optimizer = self.gate_opt_class(parameters)
+            make = self.gate_opt_class or self._gate_optimizer
+            self.gate_optimizer = make(parameters)
             self.gate_optimizer.register_step_post_hook(self._on_gate_step)
             self.optimizers_dict["gates"] = self.gate_optimizer
         if self.checkpointer is None:
@@ -250,6 +248,15 @@ class GatedBrain(sb.Brain):
             )
         # What follows next is the recovery
         run_on_main(set_aside_incomplete, args=[self.checkpointer])
+
+    def _gate_optimizer(self, parameters):
+        """Fast enough to reach any width in the steps there are."""
+        steps = self._steps_per_epoch / self.grad_accumulation_factor
+        faster = max(1.0, STEPS / steps / max(1, self.freeze_epoch - 1))
+        return torch.optim.Adam(
+            {"params": list(gate.parameters()), "lr": faster * gate.lr}
+            for gate in self.gates.values()
+        )
 
     def _on_gate_step(self, *args):
         self._stepped = True

@@ -97,6 +97,7 @@ def _sweep(known, overrides):
         known.seeds,
         overrides,
         known.variants,
+        known.chain,
     )
     failed = sweep.run(known.jobs, known.retry, known.slurm)
     results = sweep.results()
@@ -181,6 +182,11 @@ def main(arguments=None):
         type=_mapping,
         metavar="YAML",
         help="models to compare: values of keys by name (docs/sweep.md)",
+    )
+    sweep.add_argument(
+        "--chain",
+        action="store_true",
+        help="go on from budget to budget, taught by the dense model",
     )
     sweep.add_argument("--seeds", type=int, default=1, help="number of seeds")
     sweep.add_argument("--jobs", type=int, default=1, help="cells at a time")

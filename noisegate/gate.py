@@ -16,6 +16,9 @@ import torch
 # d sqrt(g)/dg is infinite at g = 0 and d sqrt(1 - g)/dg at g = 1: the values
 # are exact, the derivatives are those at this distance from the two ends.
 _GRADIENT_MARGIN = 1e-2
+# What a ramp that follows the width is of it, and the most that it is: with
+# few channels left, a wide one would leave none of them unharmed
+_RAMP_SHARE, _RAMP = 1 / 16, 4
 
 
 def bounded_sqrt(x):
@@ -118,6 +121,8 @@ class Gate(torch.nn.Module):
     ValueError
         For a ``kappa_min`` or ``granularity`` out of range.
     """
+
+    lr = 0.01  # of what is learned, by an adaptive optimizer
 
     def __init__(self, size, kappa_min=0.0625, granularity=1):
         super().__init__()
@@ -322,7 +327,8 @@ class NoiseGate(Gate):
         Integer widths are multiples of this.
     ramp : float
         Number of channels over which the transition is spread, at least 1.
-        1 is the published form.
+        1 is the published form; None follows the width, a sixteenth of it and
+        at most 4.
 
     Example
     -------
@@ -337,11 +343,11 @@ class NoiseGate(Gate):
 
     learned = "kappa"
 
-    def __init__(self, size, kappa_min=0.0625, granularity=1, ramp=4.0):
+    def __init__(self, size, kappa_min=0.0625, granularity=1, ramp=None):
         super().__init__(size, kappa_min, granularity)
-        if ramp < 1:
+        if ramp is not None and ramp < 1:
             raise ValueError(f"ramp must be at least 1, got {ramp}")
-        self.ramp = float(ramp)
+        self.ramp = ramp
         # One element, not a scalar: weight decay spares vectors only
         self.kappa = torch.nn.Parameter(torch.ones(1))
 
@@ -351,6 +357,12 @@ class NoiseGate(Gate):
             return self.frozen + 0.0 * self.kappa.sum()
         least = self.min_width / self.size
         return Bounded.apply(self.kappa, least, 1.0).sum() * self.size
+
+    def _ramp(self):
+        """The ramp at the present width."""
+        if self.ramp is not None:
+            return self.ramp
+        return (self.width().detach() * _RAMP_SHARE).clamp(1, _RAMP)
 
     @torch.no_grad()
     def clamp(self):
@@ -373,7 +385,7 @@ class NoiseGate(Gate):
         if self.is_hard(training):
             return super().channel_weights(training)
         width = self.watched(self.width())
-        gate = (width - self.rank - 1) / self.ramp + 1
+        gate = (width - self.rank - 1) / self._ramp() + 1
         # Of those that are open or closed there is no gradient
         at_edge = (gate > 0) & (gate < 1)
         return torch.where(at_edge, gate, gate.detach().clamp(0, 1))
@@ -392,15 +404,16 @@ class NoiseGate(Gate):
 
     @torch.no_grad()
     def _at_edge(self):
-        gate = ((self.width() - self.rank - 1) / self.ramp + 1).clamp(0, 1)
+        ramp = self._ramp()
+        gate = ((self.width() - self.rank - 1) / ramp + 1).clamp(0, 1)
         # No more channels than these are between open and closed
-        n_edge = min(self.size, math.ceil(self.ramp))
+        n_edge = min(self.size, math.ceil(self.ramp or _RAMP))
         first = (gate >= 1).sum().clamp(max=self.size - n_edge)
         ranks = torch.arange(self.size, device=self.rank.device)
         channels = torch.empty_like(self.rank).index_copy(0, self.rank, ranks)
         signal, noise = gate.sqrt(), (1 - gate).sqrt() * (gate > 0)
         # d gate / d kappa, and 0 where it is open or closed
-        slope = self.size / self.ramp * ((gate > 0) & (gate < 1))
+        slope = self.size / ramp * ((gate > 0) & (gate < 1))
         by_signal = slope / 2 / gate.clamp(min=_GRADIENT_MARGIN).sqrt()
         by_noise = -slope / 2 / (1 - gate).clamp(min=_GRADIENT_MARGIN).sqrt()
         table = torch.stack([by_signal, by_noise, noise])

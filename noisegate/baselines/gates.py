@@ -126,6 +126,8 @@ class HardConcreteGate(_DrawnGate):
     [[1.0, 1.0, 0.0, 0.0]]
     """
 
+    lr = 0.1
+
     limit = 8.0
 
     def __init__(

@@ -17,14 +17,14 @@ from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from speechbrain.utils.logger import get_logger
 
 from noisegate.evaluation.files import markdown_table, write_atomically
-from noisegate.evaluation.results import find_metric
+from noisegate.evaluation.results import find_metric, stage
 from noisegate.pretrained import YAML_NAME
 
 logger = get_logger(__name__)
 
 DENSE = "dense"
-_KEYS = ("pretrained", "budget", "output_folder", "gate_layers", "dense")
-_KEYS += ("stage", "teacher_folder")
+CHAIN_KEYS = ("pretrained", "budget", "output_folder", "gate_layers", "dense")
+CHAIN_KEYS += ("stage", "teacher_folder")
 
 
 def stages(hparams_file, overrides=None):
@@ -71,7 +71,7 @@ def stages(hparams_file, overrides=None):
     if isinstance(overrides, str):
         overrides = yaml.load(overrides)
     common = {**(overrides or {}), "budgets": None}
-    missing = [key for key in _KEYS if key not in plan]
+    missing = [key for key in CHAIN_KEYS if key not in plan]
     if missing:
         raise ValueError(f"a chain of budgets needs the keys {missing}")
     for budget in budgets:
@@ -98,9 +98,8 @@ def stages(hparams_file, overrides=None):
             if name == DENSE:
                 values = {**plan["dense"], "gate_layers": [], "budget": 1.0}
             else:
-                # Of the model that is cut now
-                share = float(name) * (full / at if full else 1)
-                values = {**plan["stage"], "budget": min(1.0, share)}
+                share = full or 1, at or 1
+                values = stage(plan["stage"], float(name), *share)
                 values["teacher_folder"] = teacher
             yield run(name, start, **values)
         result = _finished(top / name)

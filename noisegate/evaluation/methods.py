@@ -24,6 +24,7 @@ METHODS = {
     # The widths are overridden with those that noise gates have learned
     "retrained": (_HARD, _FIXED, {"widths": "uniform"}),
 }
+FROM_SCRATCH = ("dense", "narrow", "retrained")  # in a chain, too
 # Keys of the recipe in which a method needs another value: one parameter per
 # channel moves by a hundredth of what one width does
 _SETTINGS = {"hard_concrete": {"gate_lr": 0.1}}

@@ -18,7 +18,7 @@ import zipfile
 from pathlib import Path, PurePath
 
 from noisegate.evaluation.files import write_atomically
-from noisegate.evaluation.methods import METHODS
+from noisegate.evaluation.methods import FROM_SCRATCH, METHODS
 
 _FLOAT_BYTES = 4
 # Columns of figures that not all cells have: key, its ratio, unit
@@ -63,12 +63,9 @@ class Cell:
         name = f"{self.method}_{self.budget:g}_{self.seed}"
         return f"{self.model}_{name}" if self.model else name
 
-    @property
-    def needs(self):
-        """str or None : name of the cell whose learned widths it takes."""
-        if self.method != "retrained":
-            return None
-        return dataclasses.replace(self, method="noise").name
+    def like(self, **changes):
+        """Cell : one that differs in some fields."""
+        return dataclasses.replace(self, **changes)
 
     @property
     def order(self):
@@ -138,6 +135,43 @@ class SweepFolder:
         known = self._kept.get(name, (None, None))[1] is not None
         return known or (self.place(name) / "result.json").exists()
 
+    def needs(self, cell):
+        """Returns the cells (dict) that a cell takes something of, by what it
+        takes: "widths", and in a chain "start" and "teacher"."""
+        found = {}
+        if cell.method == "retrained":
+            found["widths"] = cell.like(method="noise")
+        if self.plan.get("chain") and cell.method != "dense":
+            found["teacher"] = cell.like(method="dense", budget=1.0)
+            if cell.method not in FROM_SCRATCH:
+                greater = [
+                    other
+                    for other in self.cells
+                    if other == cell.like(budget=other.budget)
+                    and other.budget > cell.budget
+                ]
+                before = min(greater, key=lambda c: c.budget, default=None)
+                found["start"] = before or found["teacher"]
+        return found
+
+    def _chained(self, cell, needed, folder):
+        """What a cell of a chain is called with besides."""
+        options = {"budgets": None}
+        if cell.method == "dense":
+            options |= {**self.plan["chain"]["dense"], "gate_layers": []}
+            return options
+        teacher = needed["teacher"].name
+        options["teacher_folder"] = str(folder / "cells" / teacher / "compact")
+        if "start" in needed:
+            start = needed["start"].name
+            options["pretrained"] = str(folder / "cells" / start / "compact")
+            full, at = (
+                self.result(name)["macs_per_second"]
+                for name in (teacher, start)
+            )
+            options |= stage(self.plan["chain"]["stage"], cell.budget, full, at)
+        return options
+
     def arguments(self, cell, folder=None):
         """Returns what the recipe's train.py is called with for a cell.
 
@@ -153,20 +187,31 @@ class SweepFolder:
         list of str
         """
         folder, more = PurePath(folder or self.folder), []
-        if cell.needs is not None:
-            result = folder / "cells" / cell.needs / "result.json"
+        needed = self.needs(cell)
+        if "widths" in needed:
+            result = folder / "cells" / needed["widths"].name / "result.json"
             more = [f"--complexity_loss={{widths: '{result}'}}"]
+        options = {"budget": cell.budget}
+        own = {}
+        if self.plan.get("chain"):
+            own = self._chained(cell, needed, folder)
+            options |= own
+        more += _as_overrides(options)
         variants, model = self.plan.get("variants"), cell.model
         if variants is not None:  # of one YAML
             more, model = [*more, *_as_overrides(variants[model])], ""
         return [
             str(folder / "hparams" / yaml_name(model, cell.method)),
             f"--seed={cell.seed}",
-            f"--budget={cell.budget:g}",
             f"--output_folder={folder / 'cells' / cell.name}",
             "--noprogressbar",
             *more,
-            *self.plan["overrides"],
+            # Of a stage are other values, as in a chain of one run
+            *[
+                text
+                for text in self.plan["overrides"]
+                if text.partition("=")[0].lstrip("-") not in own
+            ],
         ]
 
     def result(self, name):
@@ -176,10 +221,26 @@ class SweepFolder:
         if not path.exists():
             return self._kept[name][1]
         row = json.loads(path.read_text(encoding="utf-8"))
+        if self.plan.get("chain"):
+            self._compare_with_dense(name, row)
         history = self.place(name) / "gates.jsonl"
         if history.exists():
             row["gates"] = _records(history)
         return row
+
+    def _compare_with_dense(self, name, row):
+        """Puts the costs of the dense model in the place of those of the model
+        that was cut, as "at full width"."""
+        cell = next(cell for cell in self.cells if cell.name == name)
+        dense = cell.like(method="dense", budget=1.0).name
+        if dense == name or not self.finished(dense):
+            return
+        full = self.result(dense)
+        row["macs_per_second_full"] = full["macs_per_second"]
+        row["macs_by_layer"] = {
+            layer: [before, row["macs_by_layer"].get(layer, [0, 0])[1]]
+            for layer, (_, before) in full["macs_by_layer"].items()
+        }
 
     def results(self):
         """list of (Cell, dict) : the figures of the finished cells, with the
@@ -236,6 +297,28 @@ class SweepFolder:
 
 
 _FIELDS = dataclasses.fields(Cell)
+
+
+def stage(values, budget, full, at):
+    """Returns the values of keys (dict) in a stage of a chain.
+
+    Arguments
+    ---------
+    values : dict
+        Of the stages, as the recipe has them.
+    budget : float
+        Share of the MACs of the dense model.
+    full : float
+        MACs per second of the dense model.
+    at : float
+        MACs per second of the model that is cut.
+
+    Returns
+    -------
+    dict
+        With the share of the latter's MACs as "budget".
+    """
+    return {**values, "budget": min(1.0, budget * full / at)}
 
 
 def _as_overrides(values):

@@ -27,6 +27,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from tqdm import tqdm
 
+from noisegate.evaluation.chain import CHAIN_KEYS
 from noisegate.evaluation.files import write_atomically
 from noisegate.evaluation.methods import METHODS, derive
 from noisegate.evaluation.results import Cell, SweepFolder, yaml_name
@@ -67,6 +68,11 @@ class Sweep(SweepFolder):
     variants : dict of str to dict
         Models to compare that differ in some keys of one YAML: their values
         by name. The key ``budget`` may be a list, in place of ``budgets``.
+    chain : bool
+        Whether methods go from budget to budget, from the dense model on and
+        with it as teacher (:mod:`noisegate.evaluation.chain`), with the values
+        of the keys ``dense`` and ``stage`` in the YAML. Methods that start
+        from scratch have the teacher, too.
 
     Raises
     ------
@@ -85,6 +91,7 @@ class Sweep(SweepFolder):
         n_seeds=1,
         overrides=(),
         variants=None,
+        chain=False,
     ):
         files = [Path(file).resolve() for file in hparams_files]
         places = (files[0].parents[1], files[0].parent)
@@ -108,6 +115,9 @@ class Sweep(SweepFolder):
         own = {k: v if isinstance(v, list) else [v] for k, v in own.items()}
         if variants:
             self._asked["variants"] = variants
+        if chain:
+            self._asked["chain"] = self._stages(files)
+            budgets = {1.0, *budgets}  # where it starts from
         known = [name for name in METHODS if name != "dense"]
         for method in methods:
             if method not in known:
@@ -140,6 +150,18 @@ class Sweep(SweepFolder):
             )
         self.cells = cells
         self._write_plan()
+
+    @staticmethod
+    def _stages(files):
+        """The keys of a chain, of one YAML."""
+        hparams = YAML(typ="rt").load(files[0].read_text(encoding="utf-8"))
+        missing = [key for key in CHAIN_KEYS if key not in hparams]
+        if missing or len(files) > 1:
+            raise ValueError(
+                f"a chain needs one YAML, with the keys {list(CHAIN_KEYS)}; "
+                f"{files[0].name} lacks {missing}"
+            )
+        return {key: dict(hparams[key]) for key in ("dense", "stage")}
 
     def _plan(self):
         try:
@@ -179,10 +201,10 @@ class Sweep(SweepFolder):
         place = self.place(cell.name)
         note = json.dumps(dataclasses.asdict(cell))
         write_atomically(place / "cell.json", note + "\n")
-        if cell.needs is not None:
-            needed = self.place(cell.needs) / "result.json"
-            if not needed.exists():  # kept in cells.jsonl alone
-                write_atomically(needed, json.dumps(self.result(cell.needs)))
+        for what, other in self.needs(cell).items():
+            needed = self.place(other.name) / "result.json"
+            if what == "widths" and not needed.exists():  # in cells.jsonl alone
+                write_atomically(needed, json.dumps(self.result(other.name)))
 
     def run(self, n_jobs=1, retry=False, slurm=None):
         """Runs what is not finished, some cells at a time.
@@ -226,16 +248,20 @@ class Sweep(SweepFolder):
         before = signal.signal(signal.SIGTERM, _interrupt)
         try:
             while waiting or running:
-                lost = [c for c in waiting if c.needs in failed]
-                for cell in lost:
-                    text = f"{cell.name}: not run, {cell.needs} failed"
-                    bar.write(text, file=sys.stderr)
-                    waiting.remove(cell)
-                    failed.append(cell.name)
+                needed = {
+                    cell: [other.name for other in self.needs(cell).values()]
+                    for cell in waiting
+                }
+                for cell, names in needed.items():
+                    if lost := set(names).intersection(failed):
+                        text = f"{cell.name}: not run, {min(lost)} failed"
+                        bar.write(text, file=sys.stderr)
+                        waiting.remove(cell)
+                        failed.append(cell.name)
                 ready = [
-                    c
-                    for c in waiting
-                    if c.needs is None or self.finished(c.needs)
+                    cell
+                    for cell in waiting
+                    if all(map(self.finished, needed[cell]))
                 ]
                 for cell in ready[: max(0, n_jobs - len(running))]:
                     waiting.remove(cell)

@@ -229,7 +229,8 @@ def test_a_yaml_without_the_keys(tmp_path):
 
 def test_several_models_and_a_fresh_clone(tmp_path):
     """Two YAMLs in one sweep; its two files are all that a clone needs."""
-    other = GATED.with_name("stochastic.yaml")
+    other = tmp_path / "other.yaml"
+    other.write_text(GATED.read_text(encoding="utf-8"), encoding="utf-8")
     yamls = [GATED, other]
     first = tmp_path / "first"
     sweep = Sweep(yamls, first, [0.5], ["noise"], 1, SMALL)
@@ -238,7 +239,7 @@ def test_several_models_and_a_fresh_clone(tmp_path):
     clone.mkdir()
     (clone / "cells.jsonl").write_bytes((first / "cells.jsonl").read_bytes())
     kept = SweepFolder(clone)
-    names = ["gated_noise_0.5_1", "stochastic_noise_0.5_1"]
+    names = ["other_noise_0.5_1", "student_gated_noise_0.5_1"]
     assert [cell.name for cell in kept.cells] == names
     headings, table = summarize(figures(kept.results()), columns=["loss"])
     assert headings[:2] == ["model", "method"] and len(table) == 2
@@ -248,6 +249,75 @@ def test_several_models_and_a_fresh_clone(tmp_path):
     assert len((clone / "cells.jsonl").read_text().splitlines()) == 4
     with pytest.raises(ValueError, match="holds another sweep"):
         Sweep(yamls, clone, [0.5], ["noise"], 1, ["--lr=1"])
+
+
+def test_variants_of_a_recipe(tmp_path):
+    """Models that differ in keys; some have budgets of their own."""
+    variants = {
+        "wide": {"hidden_sizes": [64, 32], "budget": [1, 0.5]},
+        "small": {"hidden_sizes": [8]},
+    }
+    sweep = Sweep(
+        [GATED], tmp_path, [0.25], ["noise"], 1, SMALL, variants=variants
+    )
+    names = ["wide_dense_1_1", "wide_noise_0.5_1", "small_noise_0.25_1"]
+    assert [cell.name for cell in sweep.cells] == names
+    assert sweep.run(n_jobs=2) == []
+    headings, table = summarize(figures(sweep.results()))
+    column = headings.index("hidden1, hidden2")
+    widths = {tuple(row[:2]): row[column] for row in table}
+    assert widths["wide", "dense"] == "64, 32"
+    assert widths["small", "noise"] == "2, 0"
+    changed = {**variants, "small": {"hidden_sizes": [16]}}
+    with pytest.raises(ValueError, match="holds another sweep"):
+        Sweep([GATED], tmp_path, [0.25], ["noise"], 1, SMALL, variants=changed)
+    with pytest.raises(ValueError, match="no name"):
+        Sweep([GATED], tmp_path, [0.25], ["noise"], variants={"a/b": {}})
+    with pytest.raises(ValueError, match="budgets must be"):
+        wrong = {"a": {"budget": 2.0}}
+        Sweep([GATED], tmp_path, [0.25], ["noise"], variants=wrong)
+
+
+def test_methods_in_a_chain(tmp_path):
+    """The same start and teacher for all; costs relative to the dense model;
+    what noise gates do is what the recipe does with its key budgets."""
+    folder = tmp_path / "sweep"
+    stage = "--stage={number_of_epochs: 4, freeze_epoch: 3}"
+    yaml = tmp_path / "student.yaml"
+    text = GATED.read_text(encoding="utf-8")
+    text = text.replace("number_of_epochs: 24, freeze_epoch: 9", stage[9:-1])
+    yaml.write_text(text, encoding="utf-8")
+    (tmp_path / "train.py").symlink_to(GATED.parents[1] / "train.py")
+    methods = ["noise", "magnitude", "narrow"]
+    sweep = Sweep([yaml], folder, [0.5, 0.25], methods, 1, SMALL, chain=True)
+    noise = [cell for cell in sweep.cells if cell.method == "noise"]
+    needs = [
+        {what: cell.name for what, cell in sweep.needs(cell).items()}
+        for cell in noise
+    ]
+    assert needs == [
+        {"teacher": "dense_1_1", "start": "dense_1_1"},
+        {"teacher": "dense_1_1", "start": "noise_0.5_1"},
+    ]
+    assert sweep.run(n_jobs=2) == []
+    shares = {
+        (row["method"], row["budget"]): row["macs_share"]
+        for row in figures(sweep.results())
+    }
+    assert len(shares) == 7
+    for (method, budget), share in shares.items():
+        assert 0.8 * budget < share <= budget, method
+    widths = sweep.result("noise_0.25_1")["widths"]
+    command = [sys.executable, str(sweep.script), str(yaml), *SMALL]
+    command += ["--budgets=[0.5,0.25]", f"--output_folder={tmp_path / 'run'}"]
+    subprocess.run(command, check=True, cwd=GATED.parents[1])
+    path = tmp_path / "run" / "0.25" / "result.json"
+    alone = json.loads(path.read_text())
+    assert alone["widths"] == widths
+    assert alone["test"] == sweep.result("noise_0.25_1")["test"]
+    other = GATED.parents[2] / "VAD" / "hparams" / "crnn_gated.yaml"
+    with pytest.raises(ValueError, match="a chain needs one YAML"):
+        Sweep([other], tmp_path / "other", [0.5], ["noise"], chain=True)
 
 
 def test_metric_that_is_missing():

@@ -16,7 +16,7 @@ from speechbrain.utils.parameter_transfer import Pretrainer
 from noisegate._private import take_over
 from noisegate.compact import has_saver
 
-YAML_NAME = "hyperparams.yaml"
+_YAML = "hyperparams.yaml"
 
 
 def load_modules(folder):
@@ -25,7 +25,7 @@ def load_modules(folder):
 
     Networks of a recipe are found in files beside the YAML.
     """
-    text = Path(folder, YAML_NAME).read_text(encoding="utf-8")
+    text = Path(folder, _YAML).read_text(encoding="utf-8")
     sys.path.append(str(folder))
     try:
         with torch.random.fork_rng():
@@ -67,9 +67,9 @@ def start_from(folder, modules):
     if folder is None:
         return
     folder = Path(folder)
-    if (folder / YAML_NAME).is_file():
+    if (folder / _YAML).is_file():
         found = load_modules(folder)
-        check_names(folder, modules, found)
+        _check_names(folder, modules, found)
         for name in modules.keys() & found.keys():
             take_over(modules[name], found[name], name)
         return
@@ -77,12 +77,12 @@ def start_from(folder, modules):
         last = folder.is_dir() and Checkpointer(folder).find_checkpoint()
         if not last:
             raise ValueError(
-                f"{folder} is no trained model: it has no {YAML_NAME} and is "
+                f"{folder} is no trained model: it has no {_YAML} and is "
                 "no checkpoint, nor holds one"
             )
         folder = last.path
     found = {path.stem for path in folder.glob("*.ckpt")}
-    check_names(folder, modules, found)
+    _check_names(folder, modules, found)
     chosen = {k: v for k, v in modules.items() if k in found}
     exact = {
         name: functools.partial(_load_exactly, name=name)
@@ -93,8 +93,7 @@ def start_from(folder, modules):
     pretrainer.load_collected()
 
 
-def check_names(folder, modules, found):
-    """Raises ValueError if a folder lacks modules that have parameters."""
+def _check_names(folder, modules, found):
     missing = [
         name
         for name, module in modules.items()

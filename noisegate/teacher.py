@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from speechbrain.dataio.dataio import length_to_mask
 
-from noisegate.pretrained import check_names, load_modules
+from noisegate.pretrained import start_from
 from noisegate.probe import tensors
 
 
@@ -57,10 +57,15 @@ class Teacher:
     is neither trained nor saved nor counted. The Brain asks it in
     :meth:`noisegate.GatedBrain.taught`.
 
+    In the YAML it stands behind ``modules`` and before what changes them.
+
     Arguments
     ---------
+    modules : dict of str to torch.nn.Module
+        Those of the recipe, of which it takes copies.
     folder : str
-        What :func:`load_modules` reads; None for no teacher.
+        Where :func:`noisegate.start_from` finds their state; None for no
+        teacher.
     weight : float
         Share of the distance in the loss, in [0, 1].
     temperature : float
@@ -79,14 +84,21 @@ class Teacher:
 
     Example
     -------
-    >>> Teacher(distance="kl").distance(
+    >>> teacher = Teacher({}, distance="kl")
+    >>> teacher.distance(
     ...     torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]])
     ... ).item()
     0.0
     """
 
     def __init__(
-        self, folder=None, weight=0.5, temperature=1.0, distance="kl", output=0
+        self,
+        modules,
+        folder=None,
+        weight=0.5,
+        temperature=1.0,
+        distance="kl",
+        output=0,
     ):
         if not 0 <= weight <= 1:
             raise ValueError(f"weight must be in [0, 1], got {weight}")
@@ -103,7 +115,8 @@ class Teacher:
                 _DISTANCES[distance], temperature=temperature
             )
         self.weight, self.output = weight, output
-        self.modules = {} if folder is None else load_modules(folder)
+        self.modules = {} if folder is None else copy.deepcopy(modules)
+        start_from(folder, self.modules)
         for module in self.modules.values():
             module.eval().requires_grad_(False)
         self._twin = None
@@ -111,9 +124,6 @@ class Teacher:
     def begin(self, brain, batch):
         """Notes the batch, and the random numbers that come, of a step."""
         if self._twin is None:
-            check_names(
-                "the folder of the teacher", brain.modules, self.modules
-            )
             self._twin = copy.copy(brain)
             own = {k: m.to(brain.device) for k, m in self.modules.items()}
             self._twin.modules = torch.nn.ModuleDict({**brain.modules, **own})

@@ -18,7 +18,6 @@ from speechbrain.utils.logger import get_logger
 
 from noisegate.evaluation.files import markdown_table, write_atomically
 from noisegate.evaluation.results import find_metric, stage
-from noisegate.pretrained import YAML_NAME
 
 logger = get_logger(__name__)
 
@@ -57,8 +56,7 @@ def stages(hparams_file, overrides=None):
     Raises
     ------
     ValueError
-        If a key is missing, a budget is not in (0, 1), or what should teach
-        is a checkpoint, which does not say how it is built.
+        If a key is missing or a budget is not in (0, 1).
     """
     yaml = YAML(typ="safe")
     with open(hparams_file, encoding="utf-8") as fin:
@@ -85,11 +83,6 @@ def stages(hparams_file, overrides=None):
 
     start, full, at = plan["pretrained"], None, None
     teacher = plan["teacher_folder"] or start
-    if teacher is not None and not Path(teacher, YAML_NAME).is_file():
-        raise ValueError(
-            f"{teacher} cannot be the teacher, it has no {YAML_NAME}: give a "
-            "teacher_folder"
-        )
     names = [f"{budget:g}" for budget in sorted(budgets, reverse=True)]
     if start is None:
         names.insert(0, DENSE)

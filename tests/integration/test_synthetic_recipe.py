@@ -140,9 +140,6 @@ def test_a_chain_starts_from_a_trained_model(tmp_path):
     assert not (tmp_path / "next" / "dense").exists()
     saved = tmp_path / "first" / "save"
     out = run(tmp_path / "more", *CHAIN, f"--pretrained={saved}")
-    assert "give a teacher_folder" in out.stdout
-    teacher = f"--teacher_folder={compact}"
-    out = run(tmp_path / "more", *CHAIN, f"--pretrained={saved}", teacher)
     assert out.returncode == 0, out.stdout[-3000:]
     # The last checkpoint is what was saved as compact
     assert figures(tmp_path / "more" / "0.25") == figures(

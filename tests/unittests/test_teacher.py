@@ -145,7 +145,7 @@ class Taught(TinyBrain):
 
 def teacher_of(trainer, **options):
     """A teacher whose modules are a copy of those of a Brain."""
-    teacher = Teacher(**options)
+    teacher = Teacher({}, **options)
     model = copy.deepcopy(trainer.modules["model"]).eval().requires_grad_(False)
     teacher.modules = {"model": model}
     trainer.teacher = teacher
@@ -223,10 +223,26 @@ def test_padding_does_not_count():
     assert float(loss) == pytest.approx(2 / 14)
 
 
+def test_a_teacher_is_a_copy_in_another_state(tmp_path):
+    """Of what the recipe has before it starts from something else."""
+    dense, smaller = network(seed=1), cut(network(seed=2))
+    mine = {"model": network()}
+    folder = saved(tmp_path / "dense", dense)
+    teacher = Teacher(mine, folder)
+    start_from(saved(tmp_path / "smaller", smaller), mine)
+    x = torch.randn(2, 7, 8)
+    torch.testing.assert_close(teacher.modules["model"](x), dense(x))
+    torch.testing.assert_close(mine["model"].eval()(x), smaller(x))
+    assert not any(
+        p.requires_grad for p in teacher.modules["model"].parameters()
+    )
+    assert not Teacher(mine).modules
+
+
 def test_divergence_is_torchs():
     torch.manual_seed(0)
     student, target = torch.randn(5, 7), torch.randn(5, 7)
-    made = Teacher(distance="kl", temperature=2.0).distance(student, target)
+    made = Teacher({}, distance="kl", temperature=2.0).distance(student, target)
     expected = 4 * torch.nn.functional.kl_div(
         (student / 2).log_softmax(-1),
         (target / 2).softmax(-1),
@@ -235,7 +251,7 @@ def test_divergence_is_torchs():
     torch.testing.assert_close(made.mean(), expected)
     # Logarithms of probabilities are as good as scores
     logs = student.log_softmax(-1), target.log_softmax(-1)
-    again = Teacher(distance="kl", temperature=2.0).distance(*logs)
+    again = Teacher({}, distance="kl", temperature=2.0).distance(*logs)
     torch.testing.assert_close(again, made)
 
 
@@ -249,7 +265,7 @@ def test_divergence_is_torchs():
 )
 def test_impossible_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        Teacher(**options)
+        Teacher({}, **options)
 
 
 def test_outputs_of_another_shape_are_named():

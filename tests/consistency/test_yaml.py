@@ -18,6 +18,7 @@ from speechbrain.utils.run_opts import RunOptions
 ROOT = Path(__file__).resolve().parents[2]
 BRAINS = [ROOT / "noisegate" / "brain.py"]
 BRAINS.append(ROOT / "noisegate" / "evaluation" / "recorded.py")
+BRAINS.append(ROOT / "noisegate" / "evaluation" / "chain.py")
 HPARAMS = sorted(
     {*ROOT.glob("recipes/*/hparams/*.yaml"), *ROOT.glob("recipes/*/*.yaml")}
 )
@@ -62,7 +63,7 @@ def unused_keys(text, script):
         if key not in run_options
         and not re.search(
             rf'\["{key}"\]|\b(hparams|modules)\.{key}\b'
-            rf'|attr\(self\.hparams, "{key}"|hparams\.get\("{key}"',
+            rf'|attr\(self\.hparams, "{key}"|(hparams|plan)\.get\("{key}"',
             script,
         )
     ]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -144,3 +145,40 @@ def test_the_cut_model_loads_in_a_new_process(trained, corpus, after):
     label = (folder / "save" / "label_encoder.txt").read_text()
     expected = int(re.search(r"'fall' => (\d)", label).group(1))
     assert max(scores) == scores[expected]
+
+
+def test_shrinking_a_model_that_is_trained_already(
+    trained, corpus, after, tmp_path
+):
+    """What docs/shrink.md changes: it starts where the first recipe ended."""
+    page = (ROOT / "docs" / "shrink.md").read_text(encoding="utf-8")
+    yaml, script = re.findall(r"```diff\n(.*?)```", page, flags=re.DOTALL)
+    recipe = tmp_path / "recipe"
+    shutil.copytree(after, recipe)
+    text = (recipe / "train.yaml").read_text(encoding="utf-8")
+    lines = re.sub(r"^\+", "", yaml, flags=re.M)
+    text = text.replace("\ngates:", f"\n{lines}\ngates:", 1)
+    (recipe / "train.yaml").write_text(text, encoding="utf-8")
+    new, old = (line[1:] for line in script.splitlines())
+    text = (recipe / "train.py").read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    (recipe / "train.py").write_text(text.replace(old, f"{new}\n{old}"))
+    folder = tmp_path / "small"
+    run(
+        "train.py",
+        "train.yaml",
+        f"--data_folder={corpus}",
+        f"--output_folder={folder}",
+        f"--pretrained={trained['before'] / 'save'}",
+        "--number_of_epochs=6",
+        "--complexity_loss={freeze_epoch: 4}",
+        "--noprogressbar",
+        cwd=recipe,
+        PYTHONPATH=str(ROOT),
+    )
+    assert errors(folder) == [0.0]
+    log = (folder / "train_log.txt").read_text()
+    first = float(re.search(r"epoch: 1, .*valid error: (\S+)", log)[1])
+    assert first < 0.2  # it knew the words before
+    lines = (folder / "gates.jsonl").read_text().splitlines()
+    assert 0.2 < json.loads(lines[-1])["macs_ratio"] <= 0.25

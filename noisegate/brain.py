@@ -20,7 +20,7 @@ from noisegate.brain_model import BrainModel, find_gates
 from noisegate.checkpoints import RandomState, set_aside_incomplete
 from noisegate.compact import compact, constructor, save_compact, vocabularies
 from noisegate.gates import Gates
-from noisegate.loss import STEPS, ComplexityLoss
+from noisegate.loss import ComplexityLoss
 from noisegate.probe import evaluating, map_tensors
 from noisegate.rules.base import rule_of
 from noisegate.rules.features import FEATURES
@@ -65,7 +65,7 @@ class GatedBrain(sb.Brain):
         Passed to ``sb.Brain``.
     gate_opt_class : callable
         Optimizer factory for the parameters of the gates. None is Adam with
-        the learning rate ``lr`` of the gates, or more if there are few steps.
+        the learning rate ``lr`` of the gates.
     **kwargs : dict
         Passed to ``sb.Brain``.
     """
@@ -250,11 +250,8 @@ class GatedBrain(sb.Brain):
         run_on_main(set_aside_incomplete, args=[self.checkpointer])
 
     def _gate_optimizer(self, parameters):
-        """Fast enough to reach any width in the steps there are."""
-        steps = self._steps_per_epoch / self.grad_accumulation_factor
-        faster = max(1.0, STEPS / steps / max(1, self.freeze_epoch - 1))
         return torch.optim.Adam(
-            {"params": list(gate.parameters()), "lr": faster * gate.lr}
+            {"params": list(gate.parameters()), "lr": gate.lr}
             for gate in self.gates.values()
         )
 

@@ -11,8 +11,8 @@ from speechbrain.utils.logger import get_logger
 
 logger = get_logger(__name__)
 
-_LAG = 1.1  # times the target: gates that cost more are narrowed together
-STEPS = 300  # with fewer, all that is learned about widths moves faster
+_LAG = 1.1  # times the target: who costs more is narrowed
+_STEPS = 300  # with fewer, the dual variable moves faster
 
 
 class _Linear(torch.autograd.Function):
@@ -45,7 +45,9 @@ class ComplexityLoss(torch.nn.Module):
         integral += integral_gain x v
         log weight = integral + proportional_gain x v
 
-    At the end widths are rounded such that the budget is met exactly.
+    Where gates lag behind the target by more than a tenth, as where there are
+    few steps, all are narrowed by one factor. At the end widths are rounded
+    such that the budget is met exactly.
 
     Arguments
     ---------
@@ -190,7 +192,7 @@ class ComplexityLoss(torch.nn.Module):
         ``progress`` is the share, in [0, 1], of the time in which widths are
         learned.
         """
-        faster = max(1.0, STEPS * (progress - float(self.progress)))
+        faster = max(1.0, _STEPS * (progress - float(self.progress)))
         self.progress.fill_(progress)
         if self.fixed_weight is not None or not self.gates:
             return

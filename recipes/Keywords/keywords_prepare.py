@@ -32,7 +32,9 @@ WORDS_12 += ("go",)
 
 def prepare_keywords(
     data_folder,
-    save_folder,
+    train_annotation,
+    valid_annotation,
+    test_annotation,
     n_classes=12,
     sample_rate=16000,
     unknown_share=0.1,
@@ -40,7 +42,7 @@ def prepare_keywords(
     seed=1234,
     skip_prep=False,
 ):
-    """Writes train.json, valid.json and test.json.
+    """Writes the manifests of the three splits, in JSON.
 
     Arguments
     ---------
@@ -50,8 +52,12 @@ def prepare_keywords(
         ``clips.csv``: columns id, speaker, label, split, and file, start_s,
         duration_s where several clips are in one file; else they are
         flac/<id>.flac.
-    save_folder : str
-        Where the manifests are written.
+    train_annotation : str
+        The manifest of the training set.
+    valid_annotation : str
+        That of the validation set.
+    test_annotation : str
+        That of the test set.
     n_classes : int
         12: ten words, other words ("unknown") and silence, as in the
         challenge of the data set; 35: all words. Of Speech Commands only.
@@ -102,14 +108,15 @@ def prepare_keywords(
             f"{sorted(labels)}"
         )
     _check(folder, items, sample_rate)
-    for split in SPLITS:
+    paths = train_annotation, valid_annotation, test_annotation
+    for split, path in zip(SPLITS, paths):
         chosen = {
             name: {k: v for k, v in item.items() if k != "split"}
             for name, item in sorted(items.items())
             if item["split"] == split
         }
         text = json.dumps(chosen, indent=1)
-        write_atomically(Path(save_folder, f"{split}.json"), text + "\n")
+        write_atomically(path, text + "\n")
         logger.info(f"{split}: {len(chosen)} clips")
 
 

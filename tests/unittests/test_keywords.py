@@ -60,11 +60,10 @@ def corpus(tmp_path):
 
 def manifests(folder, save_folder, **options):
     """What was prepared, by split."""
-    prepare.prepare_keywords(str(folder), str(save_folder), **options)
-    return {
-        split: json.loads((save_folder / f"{split}.json").read_text())
-        for split in prepare.SPLITS
-    }
+    paths = [save_folder / f"{split}.json" for split in prepare.SPLITS]
+    prepare.prepare_keywords(folder, *paths, **options)
+    found = [json.loads(path.read_text()) for path in paths]
+    return dict(zip(prepare.SPLITS, found))
 
 
 def test_all_words(corpus, tmp_path):
@@ -156,16 +155,16 @@ def test_what_is_wrong_is_named(change, error, message, corpus, tmp_path):
         path = corpus / "yes" / "00000001_nohash_0.wav"
         soundfile.write(path, np.zeros(800), 8000)
     with pytest.raises(error, match=message):
-        prepare.prepare_keywords(str(corpus), str(tmp_path / "save"))
+        manifests(corpus, tmp_path / "save")
     assert not (tmp_path / "save").exists()
 
 
 @pytest.mark.parametrize("n_classes", [2, 34])
 def test_a_number_of_classes_that_does_not_fit(n_classes, corpus, tmp_path):
     with pytest.raises(ValueError, match="n_classes must be 12 or 35"):
-        prepare.prepare_keywords(str(corpus), str(tmp_path), n_classes)
+        manifests(corpus, tmp_path, n_classes=n_classes)
     with pytest.raises(ValueError, match="12 classes, n_classes is"):
-        prepare.prepare_keywords(RECIPE / "sample", tmp_path, n_classes)
+        manifests(RECIPE / "sample", tmp_path, n_classes=n_classes)
 
 
 def test_a_speaker_in_two_splits_is_an_error(tmp_path):
@@ -174,7 +173,7 @@ def test_a_speaker_in_two_splits_is_an_error(tmp_path):
         rows += [f"{i}_{k},{i % 2},w{k},{split},1.0" for k in range(12)]
     (tmp_path / "clips.csv").write_text("\n".join(rows) + "\n")
     with pytest.raises(ValueError, match="speaker 0 is in train and test"):
-        prepare.prepare_keywords(tmp_path, tmp_path / "save")
+        manifests(tmp_path, tmp_path / "save")
 
 
 def test_all_widths_of_the_network_can_be_learned():

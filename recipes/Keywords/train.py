@@ -82,8 +82,12 @@ class KeywordBrain(RecordedBrain):
             sb.nnet.schedulers.update_learning_rate(self.optimizer, new_lr)
             self.log_stats(epoch, old_lr, {"loss": self.train_loss}, stats)
             # Only a model that meets the budget can be the best one
-            meta = {"loss": stats["loss"]} if self.widths_are_final else {}
-            self.checkpointer.save_and_keep_only(meta=meta, min_keys=["loss"])
+            meta = {}
+            if self.widths_are_final:
+                meta = {"error_rate": stats["error_rate"]}
+            self.checkpointer.save_and_keep_only(
+                meta=meta, min_keys=["error_rate"]
+            )
         else:
             self.test_stats = stats
 
@@ -224,7 +228,7 @@ def run(hparams_file, run_opts, overrides, kept):
     for split in ("valid", "test"):
         brain.evaluate(
             datasets[split],
-            min_key="loss",
+            min_key="error_rate",
             test_loader_kwargs=hparams["test_dataloader_opts"],
         )
         stats[split] = brain.test_stats

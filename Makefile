@@ -46,7 +46,8 @@ quick: check-torch
 	tests/unittests/test_groups.py tests/unittests/test_gates.py \
 	tests/unittests/test_cost.py tests/unittests/test_compact.py \
 	tests/unittests/test_trial.py tests/unittests/test_private.py \
-	tests/unittests/test_calls.py tests/unittests/test_brain_model.py
+	tests/unittests/test_calls.py tests/unittests/test_brain_model.py \
+	tests/unittests/test_teacher.py
 
 test: check-torch style shape
 	$(PYTEST) --doctest-modules noisegate tests
@@ -55,13 +56,20 @@ test: check-torch style shape
 docs: venv
 	$(BIN)/mkdocs build --strict
 
-# A dense and a gated detector on the sample of real speech, side by side.
+# Keywords on the sample of real speech: a dense network, cut to all budgets in
+# a chain, beside networks that are narrow from the start.
+DEMO := cd recipes/Keywords && OMP_NUM_THREADS=1 $(BIN)
 demo: check-torch
-	cd recipes/VAD && OMP_NUM_THREADS=1 $(BIN)/noisegate sweep \
-	hparams/crnn_gated.yaml --folder=results/demo --budgets=1,0.25 \
-	--methods=noise --jobs=2 -- --mixes_per_segment=4 --number_of_epochs=6 \
-	--freeze_epoch=4 --feature_cache=results/demo/features
-	cd recipes/VAD && $(BIN)/noisegate report results/demo
+	$(DEMO)/noisegate sweep hparams/tc_resnet8_gated.yaml --chain \
+	--folder=results/demo --budgets=0.5,0.25,0.125,0.0625,0.04 \
+	--methods=noise,narrow --jobs=2
+	$(DEMO)/noisegate latency results/demo --rounds=3
+	$(DEMO)/noisegate report results/demo
+	@echo "The picture is recipes/Keywords/results/demo/curves.png; to have a"
+	@echo "word recognized by the smallest network:"
+	@echo "  cd recipes/Keywords"
+	@echo "  $(BIN)/python recognize.py \\"
+	@echo "      results/demo/cells/noise_0.04_1/compact sample/ogg/caedb73a.ogg"
 
 sweep-demo: check-torch
 	OMP_NUM_THREADS=1 $(BIN)/noisegate sweep recipes/Synthetic/hparams/student_gated.yaml \

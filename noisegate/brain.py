@@ -29,6 +29,7 @@ logger = get_logger(__name__)
 
 _MISSED = 1.2  # times the budget, when the widths are frozen: worth a warning
 _REORDER_STEPS = 10  # optimizer steps between two rankings of the channels
+_REORDERS = 30  # rankings at least, if there are as many steps
 
 
 class GatedBrain(sb.Brain):
@@ -325,7 +326,9 @@ class GatedBrain(sb.Brain):
             )
         if should_step and not self.gates.frozen:
             self.gates.clamp()
-            if self.optimizer_step % _REORDER_STEPS == 0:
+            n_steps = self._steps_per_epoch * (self.freeze_epoch - 1)
+            every = min(_REORDER_STEPS, max(1, n_steps // _REORDERS))
+            if (self.optimizer_step - 1) % every == 0:
                 self.gates.reorder()
             done = self._epoch - 1 + self.step / self._steps_per_epoch
             self.complexity_loss.step(done / (self.freeze_epoch - 1))

@@ -12,7 +12,6 @@ from speechbrain.utils.logger import get_logger
 logger = get_logger(__name__)
 
 _LAG = 1.1  # times the target: who costs more is narrowed
-_STEPS = 300  # with fewer, the dual variable moves faster
 
 
 class _Linear(torch.autograd.Function):
@@ -192,14 +191,12 @@ class ComplexityLoss(torch.nn.Module):
         ``progress`` is the share, in [0, 1], of the time in which widths are
         learned.
         """
-        faster = max(1.0, _STEPS * (progress - float(self.progress)))
         self.progress.fill_(progress)
         if self.fixed_weight is not None or not self.gates:
             return
         ratio, _ = self._linearized()
         violation = max(-1.0, min(1.0, ratio / self.target() - 1))
-        gain = self.integral_gain * faster
-        self.integral.add_(gain * violation).clamp_(-12.0, 7.0)
+        self.integral.add_(self.integral_gain * violation).clamp_(-12.0, 7.0)
         self.log_weight.copy_(
             self.integral + self.proportional_gain * violation
         )

@@ -225,7 +225,7 @@ class SweepFolder:
             self._compare_with_dense(name, row)
         history = self.place(name) / "gates.jsonl"
         if history.exists():
-            row["gates"] = _records(history)
+            row["gates"] = records(history)
         return row
 
     def _compare_with_dense(self, name, row):
@@ -343,8 +343,19 @@ def yaml_name(model, method):
     return f"{model}_{method}.yaml" if model else f"{method}.yaml"
 
 
-def _records(path):
-    """Lines of a JSON Lines file; the last may be cut off."""
+def records(path):
+    """Returns the lines of a JSON Lines file (list of dict); the last may be
+    cut off.
+
+    Arguments
+    ---------
+    path : pathlib.Path
+        The file.
+
+    Returns
+    -------
+    list of dict
+    """
     found = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:

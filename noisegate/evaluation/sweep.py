@@ -30,7 +30,7 @@ from tqdm import tqdm
 from noisegate.evaluation.chain import CHAIN_KEYS
 from noisegate.evaluation.files import write_atomically
 from noisegate.evaluation.methods import METHODS, derive
-from noisegate.evaluation.results import Cell, SweepFolder, yaml_name
+from noisegate.evaluation.results import Cell, SweepFolder, records, yaml_name
 
 _POLL_S = 0.5
 _SLURM_PAUSE_S = 30.0
@@ -206,6 +206,15 @@ class Sweep(SweepFolder):
             if what == "widths" and not needed.exists():  # in cells.jsonl alone
                 write_atomically(needed, json.dumps(self.result(other.name)))
 
+    def _progress(self, run):
+        """Name of a cell, with its last epoch and the MACs in it."""
+        path = self.place(run.cell.name) / "gates.jsonl"
+        lines = records(path) if path.exists() else []
+        if not lines:
+            return run.cell.name
+        epoch, macs = (lines[-1][k] for k in ("epoch", "macs_per_second"))
+        return f"{run.cell.name}: epoch {epoch}, {macs / 1e6:.3g} M MACs/s"
+
     def run(self, n_jobs=1, retry=False, slurm=None):
         """Runs what is not finished, some cells at a time.
 
@@ -283,7 +292,7 @@ class Sweep(SweepFolder):
                         self.place(name) / "failed.txt", text + "\n"
                     )
                     bar.write(f"{name}: {text}", file=sys.stderr)
-                names = ", ".join(run.cell.name for run in running)
+                names = ", ".join(map(self._progress, running))
                 state = f"{len(failed)} failed; {names}"
                 # In a log file a line for each change, no moving clock
                 if state != shown or sys.stderr.isatty():

@@ -13,6 +13,7 @@ from speechbrain.nnet.linear import Linear
 from speechbrain.nnet.normalization import BatchNorm1d, LayerNorm
 from speechbrain.nnet.RNN import GRU
 
+from noisegate.baselines.gates import HardConcreteGate
 from noisegate.compact import compact
 from noisegate.cost import CostModel
 from noisegate.gate import NoiseGate
@@ -381,9 +382,10 @@ def test_the_weight_follows_the_target():
     """It rises above the target, falls below, and stays bounded."""
     gates = wide()
     loss = ComplexityLoss(gates, budget=0.25, proportional_gain=0.0)
-    loss.step(1.0)
     weights = []
     for _ in range(20):
+        for gate in gates.values():
+            gate.set_width(gate.size)  # as a task may that needs all
         loss.step(1.0)
         weights.append(loss.weight)
     assert all(b > a for a, b in zip(weights, weights[1:]))
@@ -401,12 +403,44 @@ def test_the_weight_follows_the_target():
 
 def test_the_damping_reacts_at_once():
     """A missed target counts before the integral has moved."""
-    gates = wide()
-    calm = ComplexityLoss(gates, budget=0.25, proportional_gain=0.0)
-    quick = ComplexityLoss(gates, budget=0.25, proportional_gain=2.0)
+    calm = ComplexityLoss(wide(), budget=0.25, proportional_gain=0.0)
+    quick = ComplexityLoss(wide(), budget=0.25, proportional_gain=2.0)
     calm.step(1.0)
     quick.step(1.0)
     assert quick.weight == pytest.approx(calm.weight * math.exp(2), rel=1e-5)
+
+
+@pytest.mark.parametrize("gate", [NoiseGate, HardConcreteGate])
+def test_gates_that_lag_are_narrowed_by_one_factor(gate):
+    """What costs a tenth too much, all together and in time; the rest is left
+    to the gates."""
+    gates = wide(gate=gate)
+    loss = ComplexityLoss(gates, budget=0.1, tighten=0.8)
+    before = {"hidden0": 64.0, "hidden1": 32.0, "hidden2": 48.0}
+    for name, width in before.items():
+        gates[name].set_width(width)
+    for step in range(50):
+        loss.step((step + 1) / 50)
+        with torch.no_grad():
+            ratio = float(gates.cost.ratio(gates.widths()))
+        assert ratio < 1.11 * loss.target() or step < 3
+    assert 0.1 < ratio < 0.111
+    widths = {name: float(width) for name, width in gates.widths().items()}
+    factors = [widths[name] / width for name, width in before.items()]
+    assert max(factors) == pytest.approx(min(factors), rel=1e-3)
+    state = [p.clone() for p in gates.parameters()]
+    loss.step(1.0)  # within the tenth
+    assert all(map(torch.equal, state, gates.parameters()))
+
+
+def test_the_least_widths_are_not_narrowed():
+    gates = wide()
+    least = gates.min_widths()
+    loss = ComplexityLoss(gates, budget=gates.cost.ratio(least) * 1.01)
+    for step in range(50):
+        loss.step((step + 1) / 50)
+    for name, width in gates.widths().items():
+        assert float(width.detach()) >= least[name]
 
 
 def test_widths_reach_the_budget_by_gradient_descent():

@@ -557,3 +557,22 @@ def test_what_is_masked_is_what_is_cut():
         gate.set_width(float(width))
         kept = int(gate.channel_weights(training=False).sum())
         assert kept == gate.integer_width() == len(gate.open_channels())
+
+
+@pytest.mark.parametrize("width, ramp", [(96, 4), (48.5, 3.03125), (7.5, 1)])
+def test_a_ramp_that_follows_the_width(width, ramp):
+    """A sixteenth of it, from 1 to 4: as with the ramp given."""
+    made = []
+    for given in (None, ramp):
+        gate = NoiseGate(size=100, kappa_min=0.01, ramp=given)
+        gate.set_width(width)
+        torch.manual_seed(0)
+        x = torch.ones(3, 100)
+        y = gate.mix(x, torch.ones(100), training=True)
+        y.sum().backward()
+        weights = gate.channel_weights(training=True)
+        made.append((weights.detach(), (y != 1).sum(), gate.kappa.grad))
+    assert torch.allclose(made[0][0], made[1][0])
+    assert made[0][1] == made[1][1]
+    open_ = (made[0][0] == 1).sum()
+    assert width - 1 - ramp < open_ <= width

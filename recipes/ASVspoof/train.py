@@ -28,6 +28,7 @@ from speechbrain.dataio.sampler import ReproducibleWeightedRandomSampler
 from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import get_logger
 
+from noisegate.evaluation.chain import stages
 from noisegate.evaluation.files import without_paths, write_atomically
 from noisegate.evaluation.metrics import asv_errors
 from noisegate.evaluation.recorded import RecordedBrain, tensorboard_logger
@@ -68,6 +69,7 @@ class SpoofingBrain(RecordedBrain):
                 batch.id, scores, labels, batch.attack, batch.speaker
             )
         loss = self.hparams.compute_cost(scores, labels)
+        loss = self.taught(loss, predictions, stage)
         return loss + self.complexity_term(stage)
 
     def on_stage_start(self, stage, epoch=None):
@@ -271,16 +273,25 @@ def write_results(brain, hparams, overrides, valid, test, intervals):
     )
 
 
-if __name__ == "__main__":
-    hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
-    sb.utils.distributed.ddp_init_group(run_opts)
+def run(hparams_file, run_opts, overrides):
+    """Trains, cuts, tests and saves one model.
+
+    Arguments
+    ---------
+    hparams_file : str
+        Path of the YAML.
+    run_opts : dict
+        SpeechBrain's run options.
+    overrides : str or dict
+        Overrides of the YAML.
+    """
     with open(hparams_file, encoding="utf-8") as fin:
         hparams = load_hyperpyyaml(fin, overrides)
 
     result_file = os.path.join(hparams["output_folder"], "result.json")
     if os.path.exists(result_file):
         logger.warning(f"{result_file} exists: this run is finished")
-        sys.exit(0)
+        return
 
     sb.create_experiment_directory(
         experiment_directory=hparams["output_folder"],
@@ -382,3 +393,10 @@ if __name__ == "__main__":
             stats["test"],
             test_intervals,
         )
+
+
+if __name__ == "__main__":
+    hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
+    sb.utils.distributed.ddp_init_group(run_opts)
+    for stage in stages(hparams_file, overrides):
+        run(hparams_file, run_opts, stage)

@@ -4,7 +4,8 @@
 > python train.py hparams/crnn_gated.yaml [--data_folder=/path/to/speech
       --noise_folder=/path/to/noise]
 
-With --gate_layers=[] the model stays dense. The test runs on the compacted
+With --gate_layers=[] the model stays dense, with --budgets=[0.5,0.25] it is cut
+again and again. The test runs on the compacted
 model, which is saved in <output_folder>/compact; figures are in
 <output_folder>/result.json.
 
@@ -24,6 +25,7 @@ from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import get_logger
 from vad_data import FeatureCache, ItemLoader, check_manifests, frame_labels
 
+from noisegate.evaluation.chain import stages
 from noisegate.evaluation.files import without_paths, write_atomically
 from noisegate.evaluation.recorded import RecordedBrain, tensorboard_logger
 
@@ -61,6 +63,7 @@ class VADBrain(RecordedBrain):
                 batch.snr_range,
                 batch.speaker,
             )
+        loss = self.taught(loss, predictions, stage, lens)
         return loss + self.complexity_term(stage)
 
     def on_stage_start(self, stage, epoch=None):
@@ -203,16 +206,25 @@ def write_results(brain, hparams, overrides, valid_stats, test_stats):
     )
 
 
-if __name__ == "__main__":
-    hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
-    sb.utils.distributed.ddp_init_group(run_opts)
+def run(hparams_file, run_opts, overrides):
+    """Trains, cuts, tests and saves one model.
+
+    Arguments
+    ---------
+    hparams_file : str
+        Path of the YAML.
+    run_opts : dict
+        SpeechBrain's run options.
+    overrides : str or dict
+        Overrides of the YAML.
+    """
     with open(hparams_file, encoding="utf-8") as fin:
         hparams = load_hyperpyyaml(fin, overrides)
 
     result_file = os.path.join(hparams["output_folder"], "result.json")
     if os.path.exists(result_file):
         logger.warning(f"{result_file} exists: this run is finished")
-        sys.exit(0)
+        return
 
     sb.create_experiment_directory(
         experiment_directory=hparams["output_folder"],
@@ -284,3 +296,10 @@ if __name__ == "__main__":
             os.path.join(hparams["output_folder"], "trials.txt")
         )
         write_results(brain, hparams, overrides, valid_stats, brain.test_stats)
+
+
+if __name__ == "__main__":
+    hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
+    sb.utils.distributed.ddp_init_group(run_opts)
+    for stage in stages(hparams_file, overrides):
+        run(hparams_file, run_opts, stage)

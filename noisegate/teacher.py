@@ -119,17 +119,18 @@ class Teacher:
         start_from(folder, self.modules)
         for module in self.modules.values():
             module.eval().requires_grad_(False)
-        self._twin = None
+        self._modules = None  # those of the Brain, its own where it has them
 
     def begin(self, brain, batch):
         """Notes the batch, and the random numbers that come, of a step."""
-        if self._twin is None:
-            self._twin = copy.copy(brain)
+        if self._modules is None:
             own = {k: m.to(brain.device) for k, m in self.modules.items()}
-            self._twin.modules = torch.nn.ModuleDict({**brain.modules, **own})
+            self._modules = torch.nn.ModuleDict({**brain.modules, **own})
             known = vars(brain.hparams)
             own = {k: v for k, v in own.items() if k in known}
-            self._twin.hparams = types.SimpleNamespace(**{**known, **own})
+            self._hparams = types.SimpleNamespace(**{**known, **own})
+        self._twin = copy.copy(brain)
+        self._twin.modules, self._twin.hparams = self._modules, self._hparams
         self._batch, self._state = copy.copy(batch), _random_states()
 
     def teach(self, loss, predictions, stage, lens=None):

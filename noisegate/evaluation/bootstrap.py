@@ -262,9 +262,13 @@ class Bootstrap:
         Number of draws, at least 2.
     seed : int
         Of the draws.
+    error_rates : bool
+        Whether the figure is an error rate in place of the EER: trials are
+        decisions, of label 1 if wrong, see
+        :meth:`noisegate.evaluation.classes.ClassScores.write_trials`.
     """
 
-    def __init__(self, runs, n=1000, seed=0):
+    def __init__(self, runs, n=1000, seed=0, error_rates=False):
         if n < 2:
             raise ValueError(f"n must be 2 or more, got {n}")
         if not runs or not all(runs.values()):
@@ -281,6 +285,8 @@ class Bootstrap:
                         for y in (0, 1)
                     ]
                 ).astype(int)
+                if error_rates:  # what is wrong differs from run to run
+                    mine = mine.sum(axis=0, keepdims=True)
                 if held is None:
                     self.conditions, held = list(names), mine
                 if list(names) != self.conditions or (mine != held).any():
@@ -297,8 +303,9 @@ class Bootstrap:
         drawn = _draw_conditions(held, n, self._rng)
         # The first row: the data as they are
         drawn = np.concatenate([np.ones_like(drawn[:1]), drawn])
+        errors_of = _error_rates_of if error_rates else _eers_of
         self.eers = {
-            name: {s: _eers_of(trials, drawn) for s, trials in by_seed.items()}
+            name: {s: errors_of(trials, drawn) for s, trials in by_seed.items()}
             for name, by_seed in runs.items()
         }
 
@@ -356,6 +363,13 @@ def _eers_of(trials, drawn):
     """EER of trials by draw, where conditions occur drawn[:, c] times."""
     _, of = np.unique(trials.conditions, return_inverse=True)
     return _eers(trials.scores, trials.labels == 1, of, drawn, trials.counts)
+
+
+def _error_rates_of(trials, drawn):
+    """Share of wrong decisions in percent, likewise."""
+    _, of = np.unique(trials.conditions, return_inverse=True)
+    wrong = np.bincount(of, trials.counts * (trials.labels == 1))
+    return 100 * (drawn @ wrong) / (drawn @ np.bincount(of, trials.counts))
 
 
 def _draw_conditions(held, n, rng):

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import stats
 
 from noisegate.evaluation.files import write_atomically
+from noisegate.evaluation.scores import Trials, write_trials
 
 _N_DRAWS = 2000
 
@@ -97,6 +98,14 @@ class ClassScores:
             random_state=np.random.RandomState(0),
         )
         return {"error_rate": [float(x) for x in made.confidence_interval]}
+
+    def write_trials(self, path):
+        """Writes how many decisions of each speaker are wrong (label 1) and
+        right (0), all of score 0; see `noisegate.evaluation.scores`."""
+        pairs = zip(self.decisions, self.labels)
+        wrong = [int(decision != label) for decision, label in pairs]
+        trials = Trials.of(np.zeros(len(wrong)), wrong, self.speakers)
+        write_trials(path, trials)
 
     def write(self, path, encoder):
         """Writes a CSV of all decisions.

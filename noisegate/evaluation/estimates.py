@@ -60,7 +60,7 @@ class SweepResults:
 
     def _draw(self):
         """Draws of speakers, if there are trials; else why there are none."""
-        if self.metric != "EER":
+        if self.metric not in ("EER", "error_rate"):
             return None, None
         trials = {}
         for group, runs in self.runs.items():
@@ -76,7 +76,8 @@ class SweepResults:
                 group: {seed: read_trials(path) for seed, path in paths.items()}
                 for group, paths in trials.items()
             }
-            return Bootstrap(trials), None
+            by_decisions = self.metric == "error_rate"
+            return Bootstrap(trials, error_rates=by_decisions), None
         except ValueError as error:
             reason = without_paths(str(error))
             return None, f"Intervals are over seeds alone: {reason}."

@@ -11,6 +11,7 @@ Authors
 
 import dataclasses
 import io
+import itertools
 import json
 import math
 import statistics
@@ -231,7 +232,9 @@ class SweepFolder:
     def _compare_with_dense(self, name, row):
         """Puts the costs of the dense model in the place of those of the model
         that was cut, as "at full width"."""
-        cell = next(cell for cell in self.cells if cell.name == name)
+        kept = (cell for cell, _ in self._kept.values())
+        cells = itertools.chain(self.cells, kept)
+        cell = next(cell for cell in cells if cell.name == name)
         dense = cell.like(method="dense", budget=1.0).name
         if dense == name or not self.finished(dense):
             return
@@ -274,6 +277,8 @@ class SweepFolder:
                 continue
             settings = {"settings": self.plan, **self.result(cell.name)}
             row = {**settings, **dataclasses.asdict(cell)}
+            if cell.model:  # of several models no page shows it
+                row.pop("gates", None)
             lines.append(json.dumps(row) + "\n")
             finished.append(cell.name)
         path, text = self.folder / "cells.jsonl", "".join(lines)

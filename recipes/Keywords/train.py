@@ -250,6 +250,7 @@ def run(hparams_file, run_opts, overrides, kept):
             sample_rate=hparams["sample_rate"],
         )
     brain.scores.write(os.path.join(folder, "decisions.csv"), labels)
+    brain.scores.write_trials(os.path.join(folder, "trials.txt"))
     result = {
         "hparams": os.path.basename(hparams_file),
         "overrides": [without_paths(text) for text in sys.argv[2:]],

@@ -12,7 +12,9 @@ import soundfile
 import torch
 from speechbrain.dataio.encoder import CategoricalEncoder
 
+from noisegate.evaluation.bootstrap import Bootstrap
 from noisegate.evaluation.classes import ClassScores
+from noisegate.evaluation.scores import read_trials
 from noisegate.gates import Gates
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "Keywords"
@@ -227,6 +229,31 @@ def test_decisions_are_written(tmp_path):
         "0_0,0,no,yes",
         "0_1,0,yes,yes",
     ]
+
+
+def test_intervals_over_seeds_and_speakers(tmp_path):
+    """Paired by speaker: of equal systems the difference is none; errors that
+    differ by the same number for each speaker differ for sure."""
+    runs = {}
+    for name, n_errors in (
+        ("a", lambda speaker: 4 * (speaker % 2)),
+        ("b", lambda speaker: 4 * (speaker % 2)),
+        ("c", lambda speaker: 4 * (speaker % 2) + 1),
+    ):
+        path = tmp_path / f"{name}.txt"
+        decided(n_errors).write_trials(path)
+        runs[name] = {1: read_trials(path)}
+    draws = Bootstrap(runs, error_rates=True)
+    alone = draws.estimate(lambda error: error["a"], {"a": [1]})
+    assert alone.value == 20.0 and alone.low < 15 and alone.high > 25
+    same = draws.estimate(
+        lambda error: error["a"] - error["b"], {"a": [1], "b": [1]}
+    )
+    assert same[:3] == (0.0, 0.0, 0.0)
+    more = draws.estimate(
+        lambda error: error["c"] - error["a"], {"a": [1], "c": [1]}
+    )
+    assert more.value == pytest.approx(10) and more.low > 9
 
 
 def test_scores_that_are_none_are_refused():

@@ -192,18 +192,18 @@ class SweepFolder:
         if "widths" in needed:
             result = folder / "cells" / needed["widths"].name / "result.json"
             more = [f"--complexity_loss={{widths: '{result}'}}"]
-        options = {"budget": cell.budget}
         own = {}
         if self.plan.get("chain"):
             own = self._chained(cell, needed, folder)
-            options |= own
-        more += _as_overrides(options)
+        budget = own.pop("budget", cell.budget)
+        more += _as_overrides(own)
         variants, model = self.plan.get("variants"), cell.model
         if variants is not None:  # of one YAML
             more, model = [*more, *_as_overrides(variants[model])], ""
         return [
             str(folder / "hparams" / yaml_name(model, cell.method)),
             f"--seed={cell.seed}",
+            f"--budget={json.dumps(budget)}",
             f"--output_folder={folder / 'cells' / cell.name}",
             "--noprogressbar",
             *more,

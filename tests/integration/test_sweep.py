@@ -315,7 +315,8 @@ def test_methods_in_a_chain(tmp_path):
     alone = json.loads(path.read_text())
     assert alone["widths"] == widths
     assert alone["test"] == sweep.result("noise_0.25_1")["test"]
-    other = GATED.parents[2] / "VAD" / "hparams" / "crnn_gated.yaml"
+    other = tmp_path / "other.yaml"
+    other.write_text(text.replace("teacher_folder: null", "unused: null"))
     with pytest.raises(ValueError, match="a chain needs one YAML"):
         Sweep([other], tmp_path / "other", [0.5], ["noise"], chain=True)
 

@@ -104,12 +104,13 @@ def test_columns_of_the_table(sweep, monkeypatch):
     rows = figures(SweepFolder(sweep).results())
     headings, (dense, noise) = summarize(rows)
     assert headings[8:] == [
+        "hidden",
         "activations (MB per s of audio)",
         "torch, ms/s (of dense)",
         "onnxruntime, ms/s (of dense)",
     ]
-    assert dense[8:] == ["128", "64 (1.00)", "6.4 (1.00)"]
-    assert noise[8:] == ["40", "20 (0.31)", "-"]
+    assert dense[8:] == ["32", "128", "64 (1.00)", "6.4 (1.00)"]
+    assert noise[8:] == ["10", "40", "20 (0.31)", "-"]
     for row in rows:
         assert ("onnx_ms_per_s" in row) == (row["macs_per_second"] != 16)
 

@@ -278,7 +278,7 @@ def test_variants_of_a_recipe(tmp_path):
         Sweep([GATED], tmp_path, [0.25], ["noise"], variants=wrong)
 
 
-def test_methods_in_a_chain(tmp_path):
+def test_methods_in_a_chain(tmp_path, monkeypatch):
     """The same start and teacher for all; costs relative to the dense model;
     what noise gates do is what the recipe does with its key budgets."""
     folder = tmp_path / "sweep"
@@ -299,6 +299,7 @@ def test_methods_in_a_chain(tmp_path):
         {"teacher": "dense_1_1", "start": "dense_1_1"},
         {"teacher": "dense_1_1", "start": "noise_0.5_1"},
     ]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert sweep.run(n_jobs=2) == []
     shares = {
         (row["method"], row["budget"]): row["macs_share"]
@@ -310,7 +311,8 @@ def test_methods_in_a_chain(tmp_path):
     widths = sweep.result("noise_0.25_1")["widths"]
     command = [sys.executable, str(sweep.script), str(yaml), *SMALL]
     command += ["--budgets=[0.5,0.25]", f"--output_folder={tmp_path / 'run'}"]
-    subprocess.run(command, check=True, cwd=GATED.parents[1])
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, cwd=GATED.parents[1], env=one_thread)
     path = tmp_path / "run" / "0.25" / "result.json"
     alone = json.loads(path.read_text())
     assert alone["widths"] == widths

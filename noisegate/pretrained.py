@@ -19,19 +19,22 @@ from noisegate.compact import has_saver
 _YAML = "hyperparams.yaml"
 
 
-def load_modules(folder):
-    """Returns the modules (dict) of a folder with a ``hyperparams.yaml`` and
-    weights: a compact one, or one for SpeechBrain's ``from_hparams``.
-
-    Networks of a recipe are found in files beside the YAML.
-    """
+def load_yaml(folder):
+    """Returns what the ``hyperparams.yaml`` of a folder makes (dict), without
+    trained weights. Networks of a recipe are found in files beside it."""
     text = Path(folder, _YAML).read_text(encoding="utf-8")
-    sys.path.append(str(folder))
+    sys.path.insert(0, str(folder))
     try:
         with torch.random.fork_rng():
-            loaded = load_hyperpyyaml(text)
+            return load_hyperpyyaml(text)
     finally:
         sys.path.remove(str(folder))
+
+
+def load_modules(folder):
+    """Returns the modules (dict) of a folder with a ``hyperparams.yaml`` and
+    weights: a compact one, or one for SpeechBrain's ``from_hparams``."""
+    loaded = load_yaml(folder)
     if "pretrainer" in loaded:
         loaded["pretrainer"].set_collect_in(str(folder))
         loaded["pretrainer"].load_collected()
@@ -89,8 +92,7 @@ def start_from(folder, modules):
         for name, module in chosen.items()
         if not has_saver(module)
     }
-    pretrainer = Pretrainer(str(folder), chosen, custom_hooks=exact)
-    pretrainer.load_collected()
+    Pretrainer(str(folder), chosen, custom_hooks=exact).load_collected()
 
 
 def _check_names(folder, modules, found):
@@ -107,7 +109,5 @@ def _load_exactly(module, path, name):
     state = torch.load(path, map_location="cpu")
     try:
         module.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(
-            f"'{name}' cannot start from {path}: {error}"
-        ) from None
+    except RuntimeError as e:
+        raise ValueError(f"'{name}' cannot start from {path}: {e}") from e

@@ -63,8 +63,13 @@ def stages(hparams_file, overrides=None):
         text = resolve_references(fin, overrides).getvalue()
     plan = YAML().load(text)
     budgets = plan.get("budgets")
+    top = Path(plan["output_folder"])
     if not budgets:
-        yield overrides
+        if _finished(top) is not None:
+            path = top / "result.json"
+            logger.warning(f"{path} exists: this run is finished")
+        else:
+            yield overrides
         return
     if isinstance(overrides, str):
         overrides = yaml.load(overrides)
@@ -75,7 +80,6 @@ def stages(hparams_file, overrides=None):
     for budget in budgets:
         if not 0 < budget < 1:
             raise ValueError(f"budgets must be in (0, 1), got {budget}")
-    top = Path(plan["output_folder"])
 
     def run(name, start, **values):
         place = {"output_folder": str(top / name), "pretrained": start}
@@ -86,8 +90,9 @@ def stages(hparams_file, overrides=None):
     names = [f"{budget:g}" for budget in sorted(budgets, reverse=True)]
     if start is None:
         names.insert(0, DENSE)
+    results = {}
     for name in names:
-        if not _finished(top / name):
+        if _finished(top / name) is None:
             if name == DENSE:
                 values = {**plan["dense"], "gate_layers": [], "budget": 1.0}
             else:
@@ -98,12 +103,13 @@ def stages(hparams_file, overrides=None):
         result = _finished(top / name)
         if result is None:
             raise RuntimeError(f"the run in {top / name} has no result.json")
+        results[name] = result
         full = full or result["macs_per_second_full"]
         at = result["macs_per_second"]
         start = str(top / name / "compact")
         teacher = teacher or start
     if if_main_process():
-        _write(top, names, full)
+        _write(top, results, full)
 
 
 def _finished(folder):
@@ -115,11 +121,10 @@ def _finished(folder):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _write(top, names, full):
+def _write(top, results, full):
     """Writes the figures of a chain."""
     rows, lines = [], []
-    for name in names:
-        result = json.loads((top / name / "result.json").read_text("utf-8"))
+    for name, result in results.items():
         row = {"name": name, "macs_per_second": result["macs_per_second"]}
         row["macs_share"] = result["macs_per_second"] / full
         for key in ("params", "steps", "train_seconds"):

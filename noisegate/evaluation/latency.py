@@ -15,17 +15,16 @@ import io
 import json
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
-from hyperpyyaml import load_hyperpyyaml
 from tqdm import tqdm
 
 from noisegate.evaluation.files import markdown_table, write_atomically
 from noisegate.evaluation.results import SweepFolder
+from noisegate.pretrained import load_yaml
 from noisegate.probe import tensors
 from noisegate.trial import MAX_NOISE, relative_difference
 
@@ -139,17 +138,13 @@ def _load(place):
     path = place / "compact" / "hyperparams.yaml"
     if not path.exists():
         raise ValueError(f"{place} has no cut model (compact/hyperparams.yaml)")
-    sys.path.insert(0, str(path.parent))  # files of the recipe's networks
     try:
-        with open(path, encoding="utf-8") as fin:
-            hparams = load_hyperpyyaml(fin)
+        hparams = load_yaml(path.parent)
     except ImportError as error:
         raise ValueError(
             f"{path} cannot be built, is the folder of the recipe on "
             f"PYTHONPATH? {error}"
         ) from error
-    finally:
-        sys.path.remove(str(path.parent))
     shapes = hparams.get("input_shape")
     if not isinstance(shapes, dict) or "segment_s" not in hparams:
         raise ValueError(

@@ -254,15 +254,15 @@ class Sweep(SweepFolder):
         n_done = len(self.cells) - len(waiting) - len(failed)
         bar = tqdm(total=len(self.cells), initial=n_done, unit="cell")
         running, shown = [], None
+        needed = {
+            cell: [other.name for other in self.needs(cell).values()]
+            for cell in waiting
+        }
         before = signal.signal(signal.SIGTERM, _interrupt)
         try:
             while waiting or running:
-                needed = {
-                    cell: [other.name for other in self.needs(cell).values()]
-                    for cell in waiting
-                }
-                for cell, names in needed.items():
-                    if lost := set(names).intersection(failed):
+                for cell in list(waiting):
+                    if lost := set(needed[cell]).intersection(failed):
                         text = f"{cell.name}: not run, {min(lost)} failed"
                         bar.write(text, file=sys.stderr)
                         waiting.remove(cell)

@@ -26,14 +26,11 @@ from speechbrain.dataio.dataio import read_audio
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import ReproducibleWeightedRandomSampler
 from speechbrain.utils.distributed import if_main_process, run_on_main
-from speechbrain.utils.logger import get_logger
 
 from noisegate.evaluation.chain import stages
 from noisegate.evaluation.files import without_paths, write_atomically
 from noisegate.evaluation.metrics import asv_errors
 from noisegate.evaluation.recorded import RecordedBrain, tensorboard_logger
-
-logger = get_logger(__name__)
 
 
 class SpoofingBrain(RecordedBrain):
@@ -287,11 +284,6 @@ def run(hparams_file, run_opts, overrides):
     """
     with open(hparams_file, encoding="utf-8") as fin:
         hparams = load_hyperpyyaml(fin, overrides)
-
-    result_file = os.path.join(hparams["output_folder"], "result.json")
-    if os.path.exists(result_file):
-        logger.warning(f"{result_file} exists: this run is finished")
-        return
 
     sb.create_experiment_directory(
         experiment_directory=hparams["output_folder"],

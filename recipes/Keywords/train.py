@@ -25,14 +25,11 @@ from keywords_prepare import prepare_keywords
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.utils.distributed import if_main_process, run_on_main
-from speechbrain.utils.logger import get_logger
 
 from noisegate.evaluation.chain import stages
 from noisegate.evaluation.classes import ClassScores
 from noisegate.evaluation.files import without_paths, write_atomically
 from noisegate.evaluation.recorded import RecordedBrain, tensorboard_logger
-
-logger = get_logger(__name__)
 
 
 class KeywordBrain(RecordedBrain):
@@ -178,10 +175,6 @@ def run(hparams_file, run_opts, overrides, kept):
     with open(hparams_file, encoding="utf-8") as fin:
         hparams = load_hyperpyyaml(fin, overrides)
     folder = hparams["output_folder"]
-    result_file = os.path.join(folder, "result.json")
-    if os.path.exists(result_file):
-        logger.warning(f"{result_file} exists: this run is finished")
-        return
     sb.create_experiment_directory(
         experiment_directory=folder,
         hyperparams_to_save=hparams_file,
@@ -262,7 +255,8 @@ def run(hparams_file, run_opts, overrides, kept):
         **stats,
         "test_intervals_95": brain.scores.intervals(),
     }
-    write_atomically(result_file, json.dumps(result, indent=2))
+    path = os.path.join(folder, "result.json")
+    write_atomically(path, json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

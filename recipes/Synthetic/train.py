@@ -20,14 +20,11 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.distributed import if_main_process
-from speechbrain.utils.logger import get_logger
 from teachers import Teacher, synthesize
 
 from noisegate.evaluation.chain import stages
 from noisegate.evaluation.files import write_atomically
 from noisegate.evaluation.recorded import RecordedBrain, tensorboard_logger
-
-logger = get_logger(__name__)
 
 
 class StudentBrain(RecordedBrain):
@@ -111,11 +108,6 @@ def run(hparams_file, run_opts, overrides):
     with open(hparams_file, encoding="utf-8") as fin:
         hparams = load_hyperpyyaml(fin, overrides)
 
-    result_file = os.path.join(hparams["output_folder"], "result.json")
-    if os.path.exists(result_file):
-        logger.warning(f"{result_file} exists: this run is finished")
-        return
-
     sb.create_experiment_directory(
         experiment_directory=hparams["output_folder"],
         hyperparams_to_save=hparams_file,
@@ -169,7 +161,8 @@ def run(hparams_file, run_opts, overrides):
             **brain.figures(),
             **stats,
         }
-        write_atomically(result_file, json.dumps(result, indent=2))
+        path = os.path.join(hparams["output_folder"], "result.json")
+        write_atomically(path, json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

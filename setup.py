@@ -51,6 +51,7 @@ setup(
         "torchaudio>=2.7.1,<2.12",
         "hyperpyyaml",
         "sentencepiece",
+        "filelock>=4",
         "soundfile",
         "scipy",
         "matplotlib",

@@ -8,25 +8,73 @@ Authors
  * The noisegate developers, 2026
 """
 
+import contextlib
 import json
+import os
+import sys
+import traceback
 from pathlib import Path
 
-from hyperpyyaml import resolve_references
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from speechbrain.utils.logger import get_logger
 
 from noisegate.evaluation.files import markdown_table, write_atomically
 from noisegate.evaluation.results import find_metric, stage
+from noisegate.evaluation.run_folder import claim, move_aside, owned, plan_of
 
 logger = get_logger(__name__)
 
-DENSE = "dense"
+DENSE, OUTPUT = "dense", "output_folder"
 CHAIN_KEYS = ("pretrained", "budget", "output_folder", "gate_layers", "dense")
 CHAIN_KEYS += ("stage", "teacher_folder")
 
 
-def stages(hparams_file, overrides=None):
+def run_stages(run, hparams_file, run_opts, overrides=None):
+    """Makes the run of a recipe, or its chain of runs; see :func:`stages`.
+
+    An error that a user can mend (in a YAML, in files, in the settings) is
+    printed in one line, and the process ends with status 2; the traceback
+    goes to ``log.txt`` of the run. With ``--debug`` it is raised.
+
+    Arguments
+    ---------
+    run : callable
+        Is called with the path of the YAML, the run options and overrides.
+    hparams_file : str
+        Path of the YAML.
+    run_opts : dict
+        SpeechBrain's run options.
+    overrides : str or dict
+        Overrides of the YAML. ``overwrite`` is none of its keys: if it is
+        true, a folder of before is moved aside.
+    """
+    folder = None
+    try:
+        for stage_overrides in stages(hparams_file, overrides, run_opts):
+            folder = Path(plan_of(hparams_file, stage_overrides)[OUTPUT])
+            run(hparams_file, run_opts, stage_overrides)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"stopped; the same command goes on in {folder}\n")
+        sys.exit(130)
+    except (ImportError, OSError, TypeError, ValueError, YAMLError) as error:
+        if run_opts.get("debug"):
+            raise
+        where = "--debug shows where"
+        if folder is not None and folder.is_dir():
+            with open(folder / "log.txt", "a", encoding="utf-8") as log:
+                traceback.print_exc(file=log)
+            where = f"traceback in {folder / 'log.txt'}"
+        message = " ".join(str(error).split()) or type(error).__name__
+        sys.stderr.write(f"{sys.argv[0]}: {message} ({where})\n")
+        sys.stderr.flush()
+        if run_opts.get("distributed_launch"):
+            os._exit(2)  # the other processes wait for this one
+        sys.exit(2)
+
+
+def stages(hparams_file, overrides=None, run_opts=None):
     """Yields the overrides of each run of a recipe: of one, or of a chain.
 
     With ``budgets`` in the YAML, shares of the MACs of the dense model, there
@@ -38,6 +86,9 @@ def stages(hparams_file, overrides=None):
     repeated, so that budgets can be added. At
     the end there are ``chain.md`` and ``chain.json`` with the figures of all.
 
+    Folders belong to their settings (:func:`.run_folder.claim`) and, as long
+    as this generator lives, to this process.
+
     Arguments
     ---------
     hparams_file : str
@@ -47,33 +98,49 @@ def stages(hparams_file, overrides=None):
         Without ``budgets``, or if it is null, there is one run.
     overrides : str or dict
         Those of the command line.
+    run_opts : dict
+        SpeechBrain's run options.
 
     Yields
     ------
-    str or dict
+    dict
         Overrides for ``load_hyperpyyaml``.
 
     Raises
     ------
+    BlockingIOError
+        If another process has a run in the folder.
     ValueError
-        If a key is missing or a budget is not in (0, 1).
+        If a key is missing, a budget is not in (0, 1), or a folder belongs to
+        a run with other settings.
     """
-    yaml = YAML(typ="safe")
-    with open(hparams_file, encoding="utf-8") as fin:
-        text = resolve_references(fin, overrides).getvalue()
-    plan = YAML().load(text)
-    budgets = plan.get("budgets")
-    top = Path(plan["output_folder"])
-    if not budgets:
-        if _finished(top) is not None:
-            path = top / "result.json"
-            logger.warning(f"{path} exists: this run is finished")
-        else:
-            yield overrides
-        return
     if isinstance(overrides, str):
-        overrides = yaml.load(overrides)
-    common = {**(overrides or {}), "budgets": None}
+        overrides = YAML(typ="safe").load(overrides)
+    overrides = dict(overrides or {})
+    overwrite = overrides.pop("overwrite", False)
+    plan = plan_of(hparams_file, overrides)
+    top = Path(plan[OUTPUT])
+    make = _chain if plan.get("budgets") else _one
+    with contextlib.ExitStack() as stack:
+        if if_main_process():
+            if overwrite:
+                with owned(top):
+                    move_aside(top)
+            stack.enter_context(owned(top))
+        yield from make(hparams_file, plan, overrides, run_opts, top)
+
+
+def _one(hparams_file, plan, overrides, run_opts, top):
+    if _finished(top, hparams_file, overrides, run_opts) is None:
+        yield overrides
+    else:
+        path = top / "result.json"
+        logger.warning(f"{path} exists: this run is finished")
+
+
+def _chain(hparams_file, plan, overrides, run_opts, top):
+    budgets = plan["budgets"]
+    common = {**overrides, "budgets": None}
     missing = [key for key in CHAIN_KEYS if key not in plan]
     if missing:
         raise ValueError(f"a chain of budgets needs the keys {missing}")
@@ -92,15 +159,18 @@ def stages(hparams_file, overrides=None):
         names.insert(0, DENSE)
     results = {}
     for name in names:
-        if _finished(top / name) is None:
-            if name == DENSE:
-                values = {**plan["dense"], "gate_layers": [], "budget": 1.0}
-            else:
-                share = full or 1, at or 1
-                values = stage(plan["stage"], float(name), *share)
-                values["teacher_folder"] = teacher
-            yield run(name, start, **values)
-        result = _finished(top / name)
+        if name == DENSE:
+            values = {**plan["dense"], "gate_layers": [], "budget": 1.0}
+        else:
+            share = full or 1, at or 1
+            values = stage(plan["stage"], float(name), *share)
+            values["teacher_folder"] = teacher
+        values = run(name, start, **values)
+        claimed = hparams_file, values, run_opts, top
+        result = _finished(top / name, *claimed)
+        if result is None:
+            yield values
+            result = _finished(top / name, *claimed)
         if result is None:
             raise RuntimeError(f"the run in {top / name} has no result.json")
         results[name] = result
@@ -112,10 +182,15 @@ def stages(hparams_file, overrides=None):
         _write(top, results, full)
 
 
-def _finished(folder):
-    """The result of a run, or None; the same for all processes."""
-    ddp_barrier()
+def _finished(folder, hparams_file, overrides, run_opts, top=None):
+    """The result of a run with these settings, or None; the same for all
+    processes."""
     path = folder / "result.json"
+    if if_main_process():
+        # A budget that was added changes where the next ones start from
+        passed = ("pretrained", "budget") if top and path.exists() else ()
+        claim(folder, hparams_file, overrides, run_opts, top, passed)
+    ddp_barrier()
     if not path.exists():
         return None
     return json.loads(path.read_text(encoding="utf-8"))

@@ -4,6 +4,7 @@ Authors
  * The noisegate developers, 2026
 """
 
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -33,6 +34,63 @@ def write_atomically(path, text):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def files_below(folder):
+    """Yields all files below a folder, in order; links are followed.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        The folder.
+
+    Yields
+    ------
+    str
+        A path that begins with that of the folder.
+    """
+    seen = set()
+    for directory, folders, names in os.walk(folder, followlinks=True):
+        place = os.path.realpath(directory)
+        if place in seen:  # a link to a folder above it
+            folders.clear()
+            continue
+        seen.add(place)
+        folders.sort()
+        for name in sorted(names):
+            yield os.path.join(directory, name)
+
+
+def fingerprint(*folders):
+    """Returns a hash of names, sizes and times of all files below folders.
+
+    Arguments
+    ---------
+    *folders : str or pathlib.Path
+        The folders.
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> folder = getfixture("tmpdir")
+    >>> before = fingerprint(folder)
+    >>> folder.join("a.csv").write("id")
+    >>> fingerprint(folder) == before
+    False
+    """
+    content = hashlib.sha256()
+    for folder in folders:
+        for path in files_below(folder):
+            if not os.path.exists(path):  # a link to nothing
+                continue
+            status = os.stat(path)
+            name = os.path.relpath(path, folder)
+            line = f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n"
+            content.update(os.fsencode(line))
+    return content.hexdigest()[:20]
 
 
 def markdown_table(headings, rows):

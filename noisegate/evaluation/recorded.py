@@ -10,10 +10,13 @@ import sys
 
 import speechbrain as sb
 import torch
+from speechbrain.utils.logger import get_logger
 from speechbrain.utils.train_logger import TensorboardLogger
 
 from noisegate import __version__
 from noisegate.brain import GatedBrain
+
+logger = get_logger(__name__)
 
 
 def _commit():
@@ -76,6 +79,23 @@ class RecordedBrain(GatedBrain):
         super().__init__(*args, **kwargs)
         self._steps = None
         self._commit = _commit()  # now: the repository may move on meanwhile
+
+    def make_dataloader(self, dataset, stage, *args, **loader_kwargs):
+        """See ``sb.Brain.make_dataloader``; in training without a last batch
+        of one item, from which batch normalization cannot estimate."""
+        given = {k: v for k, v in loader_kwargs.items() if v is not None}
+        size = given.get("batch_size", 1)
+        free = "batch_sampler" not in given and not given.get("drop_last")
+        if stage == sb.Stage.TRAIN and free and size > 1:
+            processes = int(os.environ.get("WORLD_SIZE", 1))
+            n_items = -(-len(given.get("sampler", dataset)) // processes)
+            if n_items > 1 and n_items % size == 1:
+                loader_kwargs["drop_last"] = True
+                logger.warning(
+                    f"The last of {n_items} items would be a batch of its own "
+                    f"(batch_size is {size}): it is left out of each epoch"
+                )
+        return super().make_dataloader(dataset, stage, *args, **loader_kwargs)
 
     def on_evaluate_start(self, max_key=None, min_key=None):
         """See ``sb.Brain.on_evaluate_start``; keeps the number of steps."""

@@ -35,7 +35,11 @@ import numpy as np
 import soundfile as sf
 from speechbrain.utils.logger import get_logger
 
-from noisegate.evaluation.files import write_atomically
+from noisegate.evaluation.files import (
+    files_below,
+    fingerprint,
+    write_atomically,
+)
 
 # Appended, so that the modules of this folder come first.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "VAD"))
@@ -209,6 +213,7 @@ def prepare_asvspoof(
         "layout": layout,
         "phase": phase,
         "skip_bad_files": skip_bad_files,
+        "files": fingerprint(data_folder, protocol_folder or data_folder),
     }
     annotations = {
         split: path
@@ -387,14 +392,12 @@ def _has_protocol(roots, layout):
 def _list_audio(folder):
     """Paths of the audio by file name without suffix; and second copies."""
     by_id, copies = {}, []
-    for directory, _, names in os.walk(folder):
-        for name in sorted(names):
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in (".flac", ".wav"):
-                path = os.path.join(directory, name)
-                if stem in by_id:
-                    copies.append(path)
-                by_id.setdefault(stem, path)
+    for path in files_below(folder):
+        stem, suffix = os.path.splitext(os.path.basename(path))
+        if suffix.lower() in (".flac", ".wav"):
+            if stem in by_id:
+                copies.append(path)
+            by_id.setdefault(stem, path)
     return by_id, copies
 
 
@@ -404,7 +407,7 @@ def _enrolment_ids(roots):
     for root in roots:
         for pattern in ENROLMENT_LISTS:
             for path in root.glob(pattern):
-                for line in path.read_text(encoding="utf-8").splitlines():
+                for line in path.read_text(encoding="utf-8-sig").splitlines():
                     for field in line.split()[1:]:
                         ids.update(field.split(","))
     return ids
@@ -445,7 +448,7 @@ def read_protocol(path, phase="eval"):
     """
     trials, others, problems = [], set(), []
     n_columns = None
-    with open(path, encoding="utf-8") as fin:
+    with open(path, encoding="utf-8-sig") as fin:
         for number, line in enumerate(fin, start=1):
             fields = line.split()
             if not fields:
@@ -529,6 +532,7 @@ def _trials_with_audio(protocol, root, folder, roots, phase, problems):
                 problems["unreadable files"].append(problem)
                 continue
             relative = Path(trial["path"]).relative_to(root).as_posix()
+            relative = relative.replace("{", "{{").replace("}", "}}")
             trial.update(wav=f"{{data_root}}/{relative}", length=length_s)
             good.append(trial)
     for kind in [kind for kind, found in problems.items() if not found]:

@@ -27,7 +27,7 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import ReproducibleWeightedRandomSampler
 from speechbrain.utils.distributed import if_main_process, run_on_main
 
-from noisegate.evaluation.chain import stages
+from noisegate.evaluation.chain import run_stages
 from noisegate.evaluation.files import without_paths, write_atomically
 from noisegate.evaluation.metrics import asv_errors
 from noisegate.evaluation.recorded import RecordedBrain, tensorboard_logger
@@ -390,5 +390,4 @@ def run(hparams_file, run_opts, overrides):
 if __name__ == "__main__":
     hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
     sb.utils.distributed.ddp_init_group(run_opts)
-    for stage in stages(hparams_file, overrides):
-        run(hparams_file, run_opts, stage)
+    run_stages(run, hparams_file, run_opts, overrides)

@@ -122,7 +122,7 @@ def prepare_keywords(
 
 def _from_table(folder):
     items = {}
-    with open(folder / "clips.csv", newline="", encoding="utf-8") as fin:
+    with open(folder / "clips.csv", newline="", encoding="utf-8-sig") as fin:
         for row in csv.DictReader(fin):
             items[row["id"]] = {
                 "wav": str(folder / row.get("file", f"flac/{row['id']}.flac")),
@@ -142,7 +142,7 @@ def _from_lists(folder):
         ("valid", "validation_list.txt"),
         ("test", "testing_list.txt"),
     ):
-        lines = (folder / name).read_text(encoding="utf-8").split()
+        lines = (folder / name).read_text(encoding="utf-8-sig").split()
         split_of.update(dict.fromkeys(lines, split))
     items = {}
     for path in sorted(folder.glob("*/*.wav")):

@@ -17,6 +17,7 @@ import json
 import os
 import sys
 import time
+from functools import partial
 
 import speechbrain as sb
 import torch
@@ -26,7 +27,7 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.utils.distributed import if_main_process, run_on_main
 
-from noisegate.evaluation.chain import stages
+from noisegate.evaluation.chain import run_stages
 from noisegate.evaluation.classes import ClassScores
 from noisegate.evaluation.files import without_paths, write_atomically
 from noisegate.evaluation.recorded import RecordedBrain, tensorboard_logger
@@ -262,6 +263,4 @@ def run(hparams_file, run_opts, overrides, kept):
 if __name__ == "__main__":
     hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
     sb.utils.distributed.ddp_init_group(run_opts)
-    kept = {}
-    for stage in stages(hparams_file, overrides):
-        run(hparams_file, run_opts, stage, kept)
+    run_stages(partial(run, kept={}), hparams_file, run_opts, overrides)

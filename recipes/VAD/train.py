@@ -19,12 +19,13 @@ import sys
 import time
 
 import speechbrain as sb
+from feature_cache import FeatureCache
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.distributed import if_main_process, run_on_main
-from vad_data import FeatureCache, ItemLoader, check_manifests, frame_labels
+from vad_data import ItemLoader, check_manifests, frame_labels
 
-from noisegate.evaluation.chain import stages
+from noisegate.evaluation.chain import run_stages
 from noisegate.evaluation.files import without_paths, write_atomically
 from noisegate.evaluation.recorded import RecordedBrain, tensorboard_logger
 
@@ -154,11 +155,9 @@ def dataio_prep(hparams):
 
 def add_cached_features(dataset, hparams, hop_ms):
     """Adds "feats" from a cache on disk, and "labels", to a dataset."""
-    settings = {key: hparams[key] for key in ("sample_rate", "n_fft", "n_mels")}
     make_cache = {
         "data": dataset.data,
         "compute_features": hparams["compute_features"],
-        "settings": settings,
         "cache_folder": hparams["feature_cache"],
         "sample_rate": hparams["sample_rate"],
     }
@@ -244,6 +243,9 @@ def run(hparams_file, run_opts, overrides):
             "mixes_per_segment": hparams["mixes_per_segment"],
             "sample_rate": hparams["sample_rate"],
             "seed": hparams["data_seed"],
+            "utterances_csv": hparams["utterances_csv"],
+            "segments_csv": hparams["segments_csv"],
+            "channel": hparams["channel"],
             "skip_bad_files": hparams["skip_bad_files"],
             "skip_prep": hparams["skip_prep"],
         },
@@ -293,5 +295,4 @@ def run(hparams_file, run_opts, overrides):
 if __name__ == "__main__":
     hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
     sb.utils.distributed.ddp_init_group(run_opts)
-    for stage in stages(hparams_file, overrides):
-        run(hparams_file, run_opts, stage)
+    run_stages(run, hparams_file, run_opts, overrides)

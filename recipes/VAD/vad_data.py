@@ -1,4 +1,4 @@
-"""Audio reading, mixing, labels and feature cache of the VAD recipe.
+"""Audio reading, mixing and labels of the VAD recipe.
 
 An item of a manifest written by ``vad_prepare.py`` names a piece of a speech
 file, a piece of a noise file and a signal-to-noise ratio. The functions below
@@ -12,8 +12,7 @@ import hashlib
 import json
 import math
 import os
-import shutil
-from pathlib import Path
+import re
 
 import numpy as np
 import soundfile as sf
@@ -22,8 +21,6 @@ from scipy.signal import resample_poly
 from speechbrain.dataio.dataio import load_data_json
 from speechbrain.utils.data_pipeline import provides, takes
 from speechbrain.utils.logger import get_logger
-
-from noisegate.evaluation.files import write_atomically
 
 logger = get_logger(__name__)
 
@@ -56,8 +53,13 @@ SILENCE_DB = 40.0
 MIN_LEVEL_S = 0.1
 DEFAULT_LEVEL_DB = -25.0
 MAX_PEAK = 0.99
+# Of the loudest channel; below that the channels cancel each other.
+MIN_SUM_SHARE = 0.1
 MAX_FAILED_SHARE = 0.01
 MAX_LISTED = 10
+# As programs write it that could not know the length.
+_UNKNOWN_SIZE = 2**32 - 1
+_WRONG_SIZE = re.compile(r"^\s*data\s*:\s*(\d+)\s*\(should be (\d+)\)", re.M)
 
 
 # --------------------------------------------------------------- reading
@@ -81,19 +83,44 @@ def audio_info(path):
     if not os.path.isfile(path):
         raise FileNotFoundError(f"audio file {path} does not exist")
     try:
-        info = sf.info(str(path))
+        info = sf.info(os.fsencode(path), verbose=True)
     except (RuntimeError, OSError) as error:
         raise ValueError(f"audio file {path} is unreadable: {error}") from error
+    # libsndfile takes what is there and says so in its log alone
+    wrong = _WRONG_SIZE.search(info.extra_info)
+    if wrong and int(wrong[1]) != _UNKNOWN_SIZE:
+        raise ValueError(
+            f"audio file {path} is damaged: its header says {wrong[1]} bytes "
+            f"of samples, the file holds {wrong[2]}"
+        )
     if info.frames <= 0:
         raise ValueError(f"audio file {path} is empty: it holds no samples")
     return info.samplerate, info.frames
 
 
-def read_audio(path, start_s=0.0, stop_s=None, sample_rate=16000):
+def check_channels(path):
+    """Raises ValueError if the mean of the channels of a file is no picture of
+    them: if they cancel, as those of opposite phase do.
+
+    Arguments
+    ---------
+    path : str
+        The file.
+    """
+    signal, _ = sf.read(os.fsencode(path), dtype="float32", always_2d=True)
+    loudest = max(_rms(channel) for channel in signal.T)
+    if _rms(signal.mean(axis=1)) < MIN_SUM_SHARE * loudest:
+        raise ValueError(
+            f"audio file {path} has channels that cancel in their mean: "
+            "choose one (channel: 0)"
+        )
+
+
+def read_audio(path, start_s=0.0, stop_s=None, sample_rate=16000, channel=None):
     """Reads a piece of an audio file as one channel.
 
-    Channels are averaged; another sample rate is resampled by a polyphase
-    filter.
+    Channels are averaged if none is chosen; another sample rate is resampled
+    by a polyphase filter.
 
     Arguments
     ---------
@@ -105,6 +132,8 @@ def read_audio(path, start_s=0.0, stop_s=None, sample_rate=16000):
         Where it ends; None for the end of the file.
     sample_rate : int
         Sample rate of the result in Hz.
+    channel : int
+        The channel, from 0; None for the mean of all.
 
     Returns
     -------
@@ -125,7 +154,11 @@ def read_audio(path, start_s=0.0, stop_s=None, sample_rate=16000):
     stop = min(stop, n_samples)
     try:
         signal, _ = sf.read(
-            str(path), start=start, stop=stop, dtype="float32", always_2d=True
+            os.fsencode(path),
+            start=start,
+            stop=stop,
+            dtype="float32",
+            always_2d=True,
         )
     except (RuntimeError, OSError) as error:
         raise ValueError(f"audio file {path} is unreadable: {error}") from error
@@ -136,7 +169,15 @@ def read_audio(path, start_s=0.0, stop_s=None, sample_rate=16000):
         )
     if not np.isfinite(signal).all():
         raise ValueError(f"audio file {path} holds NaN or Inf samples")
-    signal = signal.mean(axis=1)
+    if channel is None:
+        signal = signal.mean(axis=1)
+    elif channel < signal.shape[1]:
+        signal = signal[:, channel]
+    else:
+        raise ValueError(
+            f"audio file {path} has {signal.shape[1]} channels, channel is "
+            f"{channel}"
+        )
     if sample_rate != file_rate:
         divisor = math.gcd(sample_rate, file_rate)
         signal = resample_poly(
@@ -347,6 +388,7 @@ def load_item(item, sample_rate=16000):
         item["speech_start_s"],
         item["speech_stop_s"],
         sample_rate,
+        item.get("channel"),
     )[:n_samples]
     speech = np.zeros(n_samples, dtype=np.float32)
     speech[: len(piece)] = piece
@@ -396,7 +438,7 @@ def item_generator(*parts):
     >>> a.random() == b.random()
     True
     """
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    digest = hashlib.sha256(os.fsencode("/".join(map(str, parts)))).digest()
     return np.random.default_rng(int.from_bytes(digest[:8], "big"))
 
 
@@ -785,142 +827,3 @@ def bad_files_message(bad, n_files):
     if len(bad) > MAX_LISTED:
         lines.append(f"  and {len(bad) - MAX_LISTED} more")
     return "\n".join(lines)
-
-
-class FeatureCache:
-    """Features of every item of a manifest, computed once and kept on disk.
-
-    They are stored as one float32 array (items, frames, channels) in a .npy
-    file, read by a memory map, with a .json index beside it. The name of both
-    holds a hash of the items and of the feature settings, so a changed
-    manifest or setting gets another cache. The index is written last, when
-    the array is complete: an interrupted computation leaves no cache.
-
-    Arguments
-    ---------
-    data : dict
-        Items by id, for example ``DynamicItemDataset.data``.
-    compute_features : callable
-        Maps waveforms (1, time) to features (1, frames, channels).
-    settings : dict
-        Everything that the features depend on (sample rate, number of
-        filters, ...); must be serialisable to JSON.
-    cache_folder : str
-        Where the files are.
-    sample_rate : int
-        In Hz.
-
-    Example
-    -------
-    >>> path = getfixture("tmpdir").join("tone.wav").strpath
-    >>> sf.write(path, 0.1 * np.ones(1600), 16000)
-    >>> item = dict.fromkeys(ITEM_KEYS)
-    >>> item.update(speech_wav=path, speech_start_s=0, speech_stop_s=0.1)
-    >>> item.update(speech=[[0.0, 0.05]], duration=0.1)
-    >>> cache = FeatureCache(
-    ...     {"a": item},
-    ...     lambda wavs: wavs.reshape(1, 10, 160),
-    ...     {"shift_ms": 10},
-    ...     getfixture("tmpdir").join("cache").strpath,
-    ... )
-    >>> cache["a"].shape
-    torch.Size([10, 160])
-    """
-
-    def __init__(
-        self, data, compute_features, settings, cache_folder, sample_rate=16000
-    ):
-        if not data:
-            raise ValueError("data has no items, expected at least one")
-        settings = {**settings, "sample_rate": sample_rate}
-        content = json.dumps([data, settings], sort_keys=True)
-        key = hashlib.sha256(content.encode()).hexdigest()[:20]
-        folder = Path(cache_folder)
-        self.array_path = folder / f"features_{key}.npy"
-        self.index_path = folder / f"features_{key}.json"
-        self.row = {item_id: i for i, item_id in enumerate(data)}
-        self.reused = self._is_complete(list(data))
-        if not self.reused:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._compute(data, compute_features, settings, sample_rate)
-        self._open()
-
-    def _open(self):
-        self.features = np.load(self.array_path, mmap_mode="r")
-
-    def _is_complete(self, ids):
-        try:
-            index = json.loads(self.index_path.read_text(encoding="utf-8"))
-            array = np.load(self.array_path, mmap_mode="r")
-            return index["ids"] == ids and index["shape"] == list(array.shape)
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
-
-    @torch.no_grad()
-    def _compute(self, data, compute_features, settings, sample_rate):
-        temporary = self.array_path.with_name(
-            f".{self.array_path.name}.{os.getpid()}.tmp"
-        )
-        array = None
-        try:
-            for row, (item_id, item) in enumerate(data.items()):
-                wav = load_item(item, sample_rate)
-                features = compute_features(wav.unsqueeze(0))
-                features = features[0].cpu().float().numpy()
-                if array is None:
-                    shape = (len(data), *features.shape)
-                    self._check_space(4 * math.prod(shape))
-                    array = np.lib.format.open_memmap(
-                        temporary, "w+", np.float32, shape
-                    )
-                if features.shape != array.shape[1:]:
-                    raise ValueError(
-                        f"item {item_id} has features of shape "
-                        f"{features.shape}, the first one {array.shape[1:]}; "
-                        "a cache needs items of equal duration"
-                    )
-                if not np.isfinite(features).all():
-                    raise ValueError(
-                        f"item {item_id} ({item['speech_wav']}) has features "
-                        "with NaN or Inf"
-                    )
-                array[row] = features
-            array.flush()
-            os.replace(temporary, self.array_path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        index = {
-            "ids": list(data),
-            "shape": list(array.shape),
-            "settings": settings,
-        }
-        write_atomically(self.index_path, json.dumps(index))
-        logger.info(
-            "features of %d items (%.0f MB) stored in %s",
-            len(data),
-            array.nbytes / 1e6,
-            self.array_path,
-        )
-
-    def _check_space(self, n_bytes):
-        # A memory map on a full disk ends the process by a signal.
-        free = shutil.disk_usage(self.array_path.parent).free
-        if free < n_bytes:
-            raise OSError(
-                f"cache_folder {self.array_path.parent} has {free / 1e6:.0f} "
-                f"MB free, the features need {n_bytes / 1e6:.0f} MB"
-            )
-
-    def __len__(self):
-        return len(self.row)
-
-    def __getitem__(self, item_id):
-        return torch.from_numpy(np.array(self.features[self.row[item_id]]))
-
-    def __getstate__(self):
-        # A pickled memory map would become a copy in each worker.
-        return {**self.__dict__, "features": None}
-
-    def __setstate__(self, state):
-        self.__dict__.update(state)
-        self._open()

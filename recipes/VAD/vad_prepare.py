@@ -40,10 +40,12 @@ from speechbrain.utils.logger import get_logger
 from vad_data import (
     DEFAULT_LEVEL_DB,
     FRAME_MS,
+    MAX_LISTED,
     SNR_RANGES,
     active_frames,
     audio_info,
     bad_files_message,
+    check_channels,
     draw_noise_start,
     draw_snr,
     item_generator,
@@ -52,7 +54,11 @@ from vad_data import (
     uniform_snr,
 )
 
-from noisegate.evaluation.files import write_atomically
+from noisegate.evaluation.files import (
+    files_below,
+    fingerprint,
+    write_atomically,
+)
 
 logger = get_logger(__name__)
 
@@ -92,6 +98,8 @@ VALID_SHARE = 0.1
 TEST_SHARE = 0.2
 # A last piece shorter than this is dropped.
 MIN_PIECE_S = 0.1
+# Labels may end this much behind their file.
+_SLACK_S = 0.1
 # A noise file with less sound than this is not used.
 MIN_NOISE_S = 0.5
 ARGUMENTS_FILE = "vad_prepare.json"
@@ -115,6 +123,7 @@ def prepare_vad(
     segments_csv=None,
     noise_csv=None,
     max_utterances_per_speaker=None,
+    channel=None,
     skip_bad_files=False,
     skip_prep=False,
 ):
@@ -138,8 +147,9 @@ def prepare_vad(
     Paths begin with ``{speech_root}`` and ``{noise_root}``, see
     `manifest_roots`.
 
-    If the manifests exist and were made with the same arguments, nothing is
-    done; with other arguments they are made anew and a warning says why.
+    If the manifests exist and were made with the same arguments from the same
+    files (names, sizes, times), nothing is done; otherwise they are made anew
+    and a warning says why.
 
     Arguments
     ---------
@@ -182,6 +192,9 @@ def prepare_vad(
         to 3 train, 4 valid, 5 test) and ``human`` (1: left out).
     max_utterances_per_speaker : int
         To use a part of a large corpus; None for all.
+    channel : int
+        Channel of the speech files, from 0; None for the mean of all, where
+        files whose channels cancel each other are bad.
     skip_bad_files : bool
         Whether to leave out unreadable files, with a warning, in place of
         the error.
@@ -216,9 +229,16 @@ def prepare_vad(
         "segments_csv": segments_csv,
         "noise_csv": noise_csv,
         "max_utterances_per_speaker": max_utterances_per_speaker,
+        "channel": channel,
         "skip_bad_files": skip_bad_files,
     }
     _check_arguments(arguments)
+    root = Path(data_folder)
+    noise_root = Path(noise_folder or data_folder)
+    for name, folder in (("data_folder", root), ("noise_folder", noise_root)):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{name} {folder} is not a folder")
+    arguments["files"] = fingerprint(root, noise_root)
     annotations = dict(
         zip(SPLITS, (train_annotation, valid_annotation, test_annotation))
     )
@@ -227,20 +247,16 @@ def prepare_vad(
         logger.info("Manifests are up to date, preparation skipped.")
         return
 
-    root = Path(data_folder)
-    noise_root = Path(noise_folder or data_folder)
     if layout == "auto":
         layout = detect_layout(root, noise_root)
         logger.info("Layout of the data: %s", layout)
-    for name, folder in (("data_folder", root), ("noise_folder", noise_root)):
-        if not folder.is_dir():
-            raise FileNotFoundError(f"{name} {folder} is not a folder")
-
     utterances, noises = _list_files(
         layout, root, noise_root, utterances_csv, segments_csv, noise_csv
     )
     if max_utterances_per_speaker is not None:
         utterances = _limit(utterances, max_utterances_per_speaker)
+    for utterance in utterances:
+        utterance["channel"] = channel
     utterances, noises = _scan(
         utterances, noises, root, noise_root, sample_rate, skip_bad_files
     )
@@ -259,12 +275,19 @@ def prepare_vad(
             raise ValueError(
                 f"no item for {split}: no file of {root} lasts {segment_s} s"
             )
-        write_atomically(annotations[split], json.dumps(manifest, indent=1))
         speech_s = sum(
             stop_s - start_s
             for item in manifest.values()
             for start_s, stop_s in item["speech"]
         )
+        # Less than one frame of either
+        if min(speech_s, len(manifest) * segment_s - speech_s) < 0.01:
+            what = "no speech" if speech_s < 0.01 else "nothing but speech"
+            raise ValueError(
+                f"{split}: {what} in {len(manifest)} items of {root}: "
+                "expected both classes in the labels"
+            )
+        write_atomically(annotations[split], json.dumps(manifest, indent=1))
         logger.info(
             "%s: %d items, %.1f min, %.1f %% speech, %d speakers",
             split,
@@ -403,9 +426,9 @@ def _list_files(
 
 def _find_audio(root, folder):
     paths = sorted(
-        path.relative_to(root).as_posix()
-        for path in folder.rglob("*")
-        if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file()
+        Path(path).relative_to(root).as_posix()
+        for path in files_below(folder)
+        if path.lower().endswith(AUDIO_SUFFIXES)
     )
     if not paths:
         raise FileNotFoundError(
@@ -485,7 +508,7 @@ def split_by_hash(names):
     7
     """
     names = sorted(
-        set(names), key=lambda n: hashlib.sha256(n.encode()).digest()
+        set(names), key=lambda n: hashlib.sha256(os.fsencode(n)).digest()
     )
     if len(names) < 3:
         raise ValueError(
@@ -651,7 +674,7 @@ def _list_libriparty(root):
     for split, name in zip(SPLITS, ("train", "dev", "eval")):
         path = root / f"{prefix}metadata" / f"{name}.json"
         try:
-            with open(path, encoding="utf-8") as fin:
+            with open(path, encoding="utf-8-sig") as fin:
                 sessions = json.load(fin)
         except ValueError as error:
             raise ValueError(f"{path} is not JSON: {error}") from error
@@ -680,7 +703,7 @@ def _limit(utterances, per_speaker):
     """The first utterances of each speaker in the order of a fixed hash."""
     kept, count = set(), {}
     for utterance in sorted(
-        utterances, key=lambda u: hashlib.sha256(u["id"].encode()).digest()
+        utterances, key=lambda u: hashlib.sha256(os.fsencode(u["id"])).digest()
     ):
         speaker = utterance["speaker"]
         count[speaker] = count.get(speaker, 0) + 1
@@ -802,6 +825,14 @@ def _scan(utterances, noises, root, noise_root, sample_rate, skip_bad_files):
         if not skip_bad_files:
             raise ValueError(f"{message}\nset skip_bad_files to leave them out")
         logger.warning("%s\nThey are left out.", message)
+    silent = [u["wav"] for u in good if u["mix"] and not u["speech"]]
+    if silent:
+        logger.warning(
+            "%d of %d speech files have no speech: %s",
+            len(silent),
+            len(good),
+            ", ".join(silent[:MAX_LISTED]),
+        )
     if n_quiet:
         logger.info(
             "%d noise files hold less than %.1f s of sound and are left out",
@@ -818,9 +849,19 @@ def _scan_speech(utterance, path, sample_rate):
     if not utterance["mix"]:
         utterance["level_db"] = None
         return
-    signal = read_audio(path, sample_rate=sample_rate)
+    channel = utterance["channel"]
+    if channel is None:
+        check_channels(path)
+    signal = read_audio(path, sample_rate=sample_rate, channel=channel)
     if utterance["speech"] is None:
         utterance["speech"] = energy_segments(signal, sample_rate)
+    beyond = [s for s in utterance["speech"] if s[1] > duration_s + _SLACK_S]
+    if beyond:
+        raise ValueError(
+            f"audio file {path} lasts {duration_s:.3f} s, its labels have "
+            f"speech from {beyond[0][0]} to {beyond[0][1]} s: expected seconds "
+            "inside the file"
+        )
     utterance["speech"] = [
         [start_s, min(stop_s, duration_s)]
         for start_s, stop_s in merge_segments(utterance["speech"])
@@ -834,6 +875,7 @@ def _scan_speech(utterance, path, sample_rate):
 def _scan_noise(noise, path, sample_rate):
     """Notes the frames with sound; False if there are too few."""
     file_rate, n_samples = audio_info(path)
+    check_channels(path)
     active = active_frames(
         read_audio(path, sample_rate=sample_rate), sample_rate
     )
@@ -918,15 +960,23 @@ _NO_NOISE = {
 }
 
 
+def _escaped(path):
+    """A path as SpeechBrain's replacement of roots leaves it."""
+    return path.replace("{", "{{").replace("}", "}}")
+
+
 def _cut(utterance, segment_s):
     """Consecutive pieces of an utterance, without the noise."""
     duration_s = utterance["duration_s"]
+    channel = {}
+    if utterance["channel"] is not None:
+        channel["channel"] = utterance["channel"]
     n_pieces = max(1, math.ceil((duration_s - MIN_PIECE_S) / segment_s))
     for k in range(n_pieces):
         start_s = k * segment_s
         stop_s = min(start_s + segment_s, duration_s)
         yield {
-            "speech_wav": "{speech_root}/" + utterance["wav"],
+            "speech_wav": "{speech_root}/" + _escaped(utterance["wav"]),
             "speech_start_s": round(start_s, 4),
             "speech_stop_s": round(stop_s, 4),
             "speech_level_db": utterance["level_db"],
@@ -940,6 +990,7 @@ def _cut(utterance, segment_s):
             ],
             "duration": segment_s,
             "speaker": utterance["speaker"],
+            **channel,
         }
 
 
@@ -960,7 +1011,7 @@ def _draw_mixes(name, split, noises, segment_s, mixes_per_segment, seed):
         yield (
             tag,
             {
-                "noise_wav": "{noise_root}/" + noise["wav"],
+                "noise_wav": "{noise_root}/" + _escaped(noise["wav"]),
                 "noise_start_s": _draw_start(generator, noise, segment_s),
                 "noise_span_s": noise["span_s"],
                 "snr_db": snr_db,

@@ -454,9 +454,12 @@ def test_second_call_does_nothing(tmp_path, tree, caplog):
     prepare(tmp_path, tree)
     path = tmp_path / "out" / "train.json"
     written = path.stat().st_mtime_ns
-    flac(tree, "LA_T_1138215", "train").unlink()
     prepare(tmp_path, tree)
     assert path.stat().st_mtime_ns == written
+    # Files that changed are seen
+    flac(tree, "LA_T_1138215", "train").unlink()
+    with pytest.raises(ValueError, match="1 missing files"):
+        prepare(tmp_path, tree)
     with caplog.at_level(logging.WARNING):
         train = prepare(tmp_path, tree, skip_bad_files=True)[0]
     assert "skip_bad_files was False, is True" in caplog.text

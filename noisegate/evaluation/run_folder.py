@@ -1,0 +1,226 @@
+"""A run's folder belongs to its settings, and to one process at a time.
+
+Authors
+ * The noisegate developers, 2026
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import time
+
+from filelock import FileLock, Timeout
+from hyperpyyaml import resolve_references
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import TaggedScalar
+from speechbrain.utils.logger import get_logger
+
+from noisegate.evaluation.files import write_atomically
+
+logger = get_logger(__name__)
+
+SETTINGS = "settings.json"
+# Keys of a YAML that do not change what comes out
+FREE = ("num_workers", "use_tensorboard", "feature_cache", "skip_prep")
+FREE += ("ckpt_interval_minutes",)
+MORE = "number_of_epochs"  # may grow while the run is not finished
+# Options of SpeechBrain that do
+RUN_OPTIONS = ("precision", "eval_precision", "grad_accumulation_factor")
+RUN_OPTIONS += ("max_grad_norm", "optimizer_step_limit", "debug")
+
+
+def plan_of(hparams_file, overrides=None):
+    """Returns a YAML with its overrides and references, before it is loaded.
+
+    Arguments
+    ---------
+    hparams_file : str
+        Path of the YAML.
+    overrides : str or dict
+        Overrides of it.
+
+    Returns
+    -------
+    ruamel.yaml.comments.CommentedMap
+    """
+    with open(hparams_file, encoding="utf-8") as fin:
+        return YAML().load(resolve_references(fin, overrides).getvalue())
+
+
+def claim(folder, hparams_file, overrides, run_opts, top=None, passed=()):
+    """Makes sure that a folder is new or was begun with the same settings.
+
+    The settings are all values of the YAML, but for the folder itself, and
+    options like ``--precision``. May differ: the number of workers, logging,
+    where features are cached, and, while the run is not finished, the number
+    of epochs, if it grows. What a run that was stopped has left half done is
+    taken away.
+
+    Arguments
+    ---------
+    folder : pathlib.Path
+        That of the run.
+    hparams_file : str
+        Path of the YAML.
+    overrides : dict
+        Overrides of it.
+    run_opts : dict
+        SpeechBrain's run options, or None.
+    top : pathlib.Path
+        The folder that names of other folders may begin with; that of the run
+        if None.
+    passed : tuple of str
+        Further keys that may differ.
+
+    Raises
+    ------
+    ValueError
+        If the folder belongs to other settings: names them.
+    """
+    top = str(top or folder)
+    finished = (folder / "result.json").exists()
+    path = folder / SETTINGS
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        now = _settings(hparams_file, overrides, run_opts, top)
+        kept = {k: before[k] for k in (*FREE, *passed) if k in before}
+        more = now.get(MORE), before.get(MORE)
+        if not finished and None not in more and more[0] > more[1]:
+            kept[MORE] = more[1]
+        kept = {key: value for key, value in kept.items() if key in now}
+        like = _settings(hparams_file, {**overrides, **kept}, run_opts, top)
+        changes = _changes(before, like)
+        if changes:
+            raise ValueError(
+                f"{folder} belongs to a run with other settings: {changes}. "
+                "Choose another output_folder, or --overwrite=True, which "
+                "moves the old folder aside"
+            )
+    elif finished or any(folder.glob("save/CKPT*")):
+        raise ValueError(
+            f"{folder} holds a run of unknown settings (it has no {SETTINGS})."
+            " Choose another output_folder, or --overwrite=True, which moves "
+            "the old folder aside"
+        )
+    if finished:
+        return
+    for left in (*folder.glob(".*.tmp"), folder / "compact"):
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink(missing_ok=True)
+    now = _settings(hparams_file, overrides, run_opts, top)
+    write_atomically(path, json.dumps(now, indent=1) + "\n")
+
+
+def move_aside(folder):
+    """Renames a folder, so that its run can be made anew.
+
+    Arguments
+    ---------
+    folder : pathlib.Path
+        The folder.
+    """
+    if not folder.exists():
+        return
+    number = 1
+    while (target := folder.with_name(f"{folder.name}.old{number}")).exists():
+        number += 1
+    folder.rename(target)
+    logger.warning(f"{folder} is now {target}")
+
+
+@contextlib.contextmanager
+def owned(folder):
+    """Keeps other processes out of a folder.
+
+    The lock is the kernel's: it ends with the process, whatever ends that.
+
+    Arguments
+    ---------
+    folder : pathlib.Path
+        The folder; is made.
+
+    Raises
+    ------
+    BlockingIOError
+        If another process owns it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock, note = FileLock(folder / ".lock"), folder / ".owner.json"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise BlockingIOError(
+            f"{folder} is used by another process"
+            f"{_owner(note).get('who', '')}: wait until it ends, or choose "
+            "another folder"
+        ) from error
+    before = _owner(note)
+    if before:
+        logger.info(f"{folder} was left{before['who']}; going on")
+    who = f" by process {os.getpid()} on {socket.gethostname()}"
+    who = {"who": f"{who}, which began at {time.ctime()}"}
+    write_atomically(note, json.dumps(who))
+    try:
+        yield
+    finally:
+        note.unlink(missing_ok=True)
+        lock.release()
+
+
+def _owner(note):
+    try:
+        return json.loads(note.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
+def _settings(hparams_file, overrides, run_opts, top):
+    """All values of a run, flat, by name."""
+    settings = dict(_leaves(plan_of(hparams_file, overrides)))
+    for option in RUN_OPTIONS:
+        if (run_opts or {}).get(option):
+            settings[f"--{option}"] = run_opts[option]
+    text = json.dumps(settings, sort_keys=True)
+    quoted = json.dumps(top)[1:-1]
+    return json.loads(text.replace(quoted, "<output_folder>"))
+
+
+def _leaves(node, path=""):
+    """Pairs of name and value; the tag of a mapping is a value, too."""
+    tag = getattr(getattr(node, "tag", None), "value", None)
+    if isinstance(node, dict):
+        children = node.items()
+    elif isinstance(node, list):
+        children = enumerate(node)
+    else:
+        if isinstance(node, TaggedScalar):
+            node = f"{tag} {node.value}"
+        if not isinstance(node, (str, int, float, type(None))):
+            node = str(node)
+        yield path, node
+        return
+    if tag:
+        yield f"{path} is a", tag
+    elif not node:
+        yield path, str(node)
+    for key, child in children:
+        yield from _leaves(child, f"{path}.{key}" if path else str(key))
+
+
+def _changes(before, now):
+    """What differs, in words: of the keys at the top if any of them does."""
+    missing = "nothing"
+    names = [k for k in {**before, **now} if before.get(k) != now.get(k)]
+    names = [k for k in names if "." not in k] or names
+    changes = [
+        f"{name} was {before.get(name, missing)!r}, is "
+        f"{now.get(name, missing)!r}"
+        for name in names[:6]
+    ]
+    if len(names) > 6:
+        changes.append(f"and {len(names) - 6} more")
+    return "; ".join(changes)

@@ -1,0 +1,226 @@
+"""A folder belongs to its settings and to one process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from noisegate.evaluation.chain import run_stages, stages
+from noisegate.evaluation.run_folder import owned
+
+YAML = """
+seed: 1
+output_folder: {folder}
+save_folder: !ref <output_folder>/save
+budget: 0.5
+number_of_epochs: 8
+num_workers: 0
+lr: 0.001
+channels: [16, 32]
+fbank: !new:speechbrain.lobes.features.Fbank
+    n_mels: 40
+counter: !new:speechbrain.utils.epoch_loop.EpochCounter
+    limit: !ref <number_of_epochs>
+"""
+
+OWNER = """
+import sys, time
+from pathlib import Path
+from noisegate.evaluation.run_folder import owned
+with owned(Path(sys.argv[1])):
+    print("owned", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def hparams(tmp_path):
+    """A YAML, and the folder of its run."""
+    path, folder = tmp_path / "hparams.yaml", tmp_path / "run"
+    path.write_text(YAML.format(folder=folder), encoding="utf-8")
+    return path, folder
+
+
+def start(hparams, overrides=None, finish=False, run_opts=None):
+    """Begins a run; the overrides that it gets, or None if it is finished."""
+    path, folder = hparams
+    found = None
+    for found in stages(path, overrides, run_opts):
+        (folder / "save" / "CKPT+1").mkdir(parents=True, exist_ok=True)
+        if finish:
+            (folder / "result.json").write_text('{"x": 1}', encoding="utf-8")
+    return found
+
+
+@pytest.mark.parametrize("finish", [False, True])
+@pytest.mark.parametrize(
+    "overrides, says",
+    [
+        ("budget: 0.2", "budget was 0.5, is 0.2"),
+        ("seed: 2", "seed was 1, is 2"),
+        ("channels: [16, 48]", r"channels\.1 was 32, is 48"),
+        ("fbank: {n_mels: 24}", r"fbank\.n_mels was 40, is 24"),
+        ("fbank: {f_min: 100}", r"fbank\.f_min was 'nothing', is 100"),
+        ("number_of_epochs: 4", "number_of_epochs was 8, is 4"),
+    ],
+)
+def test_other_settings_are_refused(hparams, overrides, says, finish):
+    start(hparams, finish=finish)
+    kept = (hparams[1] / "settings.json").read_text("utf-8")
+    with pytest.raises(ValueError, match=says) as error:
+        start(hparams, overrides)
+    assert "--overwrite=True" in str(error.value)
+    assert (hparams[1] / "settings.json").read_text("utf-8") == kept
+
+
+def test_a_changed_yaml_is_refused(hparams):
+    start(hparams)
+    path, _ = hparams
+    text = path.read_text("utf-8").replace("lobes.features.Fbank", "x.Y")
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match="fbank is a was .* is '!new:.*x.Y'"):
+        start(hparams)
+
+
+@pytest.mark.parametrize(
+    "overrides", ["", "num_workers: 4", "number_of_epochs: 20"]
+)
+def test_what_changes_nothing_goes_on(hparams, overrides):
+    assert start(hparams) is not None
+    assert start(hparams, overrides) is not None
+    # Epochs that were added are settings from then on
+    if "epochs" in overrides:
+        with pytest.raises(ValueError, match="number_of_epochs was 20, is 8"):
+            start(hparams)
+
+
+def test_a_finished_run_is_not_repeated_nor_prolonged(hparams):
+    assert start(hparams, finish=True) is not None
+    assert start(hparams) is None
+    with pytest.raises(ValueError, match="number_of_epochs was 8, is 9"):
+        start(hparams, "number_of_epochs: 9")
+
+
+def test_options_of_speechbrain_are_settings(hparams):
+    start(hparams, run_opts={"precision": "fp32", "device": "cpu"})
+    start(hparams, run_opts={"precision": "fp32", "device": "cuda"})
+    with pytest.raises(ValueError, match="precision was 'fp32', is 'bf16'"):
+        start(hparams, run_opts={"precision": "bf16"})
+
+
+def test_a_folder_may_be_moved(hparams, tmp_path):
+    path, folder = hparams
+    start(hparams)
+    folder.rename(tmp_path / "moved")
+    overrides = {"output_folder": str(tmp_path / "moved")}
+    assert start((path, tmp_path / "moved"), overrides) is not None
+
+
+def test_overwrite_moves_the_old_folder_aside(hparams):
+    _, folder = hparams
+    start(hparams, finish=True)
+    found = start(hparams, "{budget: 0.2, overwrite: true}", finish=True)
+    assert found == {"budget": 0.2}
+    assert start(hparams, "{overwrite: true}") == {}
+    before = [folder.with_name(f"run.old{n}") for n in (1, 2)]
+    budgets = [
+        json.loads((f / "settings.json").read_text("utf-8"))["budget"]
+        for f in (*before, folder)
+    ]
+    assert budgets == [0.5, 0.2, 0.5]
+    assert (before[0] / "result.json").exists()
+
+
+def test_a_run_of_unknown_settings_is_refused(hparams):
+    (hparams[1] / "save" / "CKPT+1").mkdir(parents=True)
+    with pytest.raises(ValueError, match="of unknown settings"):
+        start(hparams)
+
+
+def test_what_was_left_half_done_is_taken_away(hparams):
+    _, folder = hparams
+    start(hparams)
+    (folder / "compact").mkdir()
+    (folder / ".result.json.7.tmp").write_text("{", encoding="utf-8")
+    start(hparams)
+    assert not (folder / "compact").exists()
+    assert not list(folder.glob(".*.tmp"))
+    assert (folder / "save" / "CKPT+1").is_dir()
+    # What is finished stays
+    start(hparams, finish=True)
+    (folder / "compact").mkdir()
+    start(hparams)
+    assert (folder / "compact").exists()
+
+
+def own(folder):
+    process = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "owned\n"
+    return process
+
+
+def test_another_process_is_kept_out_until_it_ends(hparams, caplog):
+    path, folder = hparams
+    process = own(folder)
+    try:
+        with pytest.raises(BlockingIOError, match=f"process {process.pid}"):
+            start(hparams)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    # The lock of a dead process is taken over, and that is said
+    assert start(hparams) is not None
+    assert f"by process {process.pid}" in caplog.text
+
+
+def test_children_of_a_dead_process_do_not_keep_its_lock(tmp_path):
+    """As data loader workers could for some seconds."""
+    folder = tmp_path / "run"
+    script = OWNER.replace(
+        "    time.sleep(600)",
+        "    import os\n"
+        "    if os.fork():\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "    time.sleep(60)\n"
+        "    os._exit(0)\n",
+    )
+    command = [sys.executable, "-c", script, str(folder)]
+    with open(tmp_path / "log", "w", encoding="utf-8") as log:
+        died = subprocess.run(command, stdout=log, check=False)
+    assert died.returncode == -signal.SIGKILL
+    with owned(folder):
+        pass
+
+
+def test_errors_of_a_user_are_one_line(hparams, capsys):
+    path, folder = hparams
+
+    def run(hparams_file, run_opts, overrides):
+        raise FileNotFoundError("data_folder /nowhere is\nnot a folder")
+
+    with pytest.raises(SystemExit) as end:
+        run_stages(run, path, {})
+    assert end.value.code == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert "data_folder /nowhere is not a folder" in said[0]
+    assert "Traceback" in (folder / "log.txt").read_text("utf-8")
+    with pytest.raises(FileNotFoundError):
+        run_stages(run, path, {"debug": True}, {"overwrite": True})
+
+
+def test_errors_of_the_program_are_raised(hparams):
+    def run(hparams_file, run_opts, overrides):
+        raise AttributeError("no such thing")
+
+    with pytest.raises(AttributeError):
+        run_stages(run, hparams[0], {})
+    assert Path(hparams[1]).is_dir()

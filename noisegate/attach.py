@@ -132,6 +132,8 @@ class Tap(torch.nn.Module):
         if self.index is not None:
             n_each = len(self.index) / self.gate.size
             variance = self._per_channel(variance / n_each)
+        # One bad batch must not stay
+        variance = torch.where(variance.isfinite(), variance, self.variance)
         self.variance.lerp_(variance, momentum)
 
     @torch.no_grad()

@@ -5,7 +5,9 @@ Authors
 """
 
 import copy
+import functools
 import json
+import math
 import os
 
 import speechbrain as sb
@@ -21,13 +23,14 @@ from noisegate.checkpoints import RandomState, set_aside_incomplete
 from noisegate.compact import compact, constructor, save_compact, vocabularies
 from noisegate.gates import Gates
 from noisegate.loss import ComplexityLoss
-from noisegate.probe import evaluating, map_tensors
+from noisegate.probe import evaluating, map_tensors, tensors
 from noisegate.rules.base import rule_of
 from noisegate.rules.features import FEATURES
 
 logger = get_logger(__name__)
 
 _MISSED = 1.2  # times the budget, when the widths are frozen: worth a warning
+_COLLAPSED = 0.5  # likewise
 _REORDER_STEPS = 10  # optimizer steps between two rankings of the channels
 _REORDERS = 30  # rankings at least, if there are as many steps
 
@@ -106,7 +109,7 @@ class GatedBrain(sb.Brain):
         self._steps_per_epoch = None
         self._term_added = self._taught = False
         self._fed = self._stepped = False
-        self._first_step = 0
+        self._first_step, self._batch = 0, None
         self._compacted = None  # the cut model
         self._cut = {}  # cut modules by those in whose place they are
         self._uncut = {}  # what was in self.modules before
@@ -290,15 +293,53 @@ class GatedBrain(sb.Brain):
                     "once. More steps before freeze_epoch help, or faster "
                     "gates (gate_opt_class)"
                 )
+            elif budget is not None and before < _COLLAPSED * budget:
+                logger.warning(
+                    f"The widths had collapsed to {before:.4g}, far below the "
+                    f"budget of {budget:.4g}, and were widened by one factor: "
+                    "the gates are too fast (gate_opt_class)"
+                )
             logger.info(f"Widths are final: {widths}, {macs} MACs per second")
 
     def on_fit_batch_start(self, batch, should_step):
         """See ``sb.Brain.on_fit_batch_start``."""
         self.random_state.restore()
         self._term_added = self._taught = False
-        self._fed = True
+        self._fed, self._batch = True, batch
         if self.teacher is not None:
             self.teacher.begin(self, batch)
+
+    def check_loss_isfinite(self, loss):
+        """See ``sb.Brain.check_loss_isfinite``; says where it comes from."""
+        survives = self.skip_nonfinite_grads or self.scaler.is_enabled()
+        if not (survives or torch.isfinite(loss)):
+            raise ValueError(
+                f"the loss is {loss.item()} in epoch {self._epoch}, step "
+                f"{self.step}, of {getattr(self._batch, 'id', 'a batch')}: "
+                f"{self._first_nonfinite()}. --skip_nonfinite_grads leaves "
+                "such batches out"
+            )
+        super().check_loss_isfinite(loss)
+
+    @torch.no_grad()
+    def _first_nonfinite(self):
+        """Runs the batch again to see where it is not finite first."""
+        found, handles = [], []
+
+        def note(name, module, *values):
+            for what, value in zip(("input", "output"), values):
+                if not all(t.isfinite().all() for t in tensors(value)):
+                    found.append(f"first in the {what} of '{name}'")
+
+        for name, module in self.modules.named_modules():
+            hook = functools.partial(note, name)
+            handles.append(module.register_forward_hook(hook))
+        try:
+            self.compute_forward(self._batch, sb.Stage.TRAIN)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found[0] if found else "the outputs of all modules are finite"
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         """See ``sb.Brain.on_fit_batch_end``; steps the dual variable."""
@@ -326,6 +367,12 @@ class GatedBrain(sb.Brain):
             )
         if should_step and not self.gates.frozen:
             self.gates.clamp()
+            if not math.isfinite(sum(g.known() for g in self.gates.values())):
+                raise ValueError(
+                    f"the gradient of the gates was not finite in epoch "
+                    f"{self._epoch}, step {self.step}: "
+                    "--skip_nonfinite_grads leaves such batches out"
+                )
             n_steps = self._steps_per_epoch * (self.freeze_epoch - 1)
             every = min(_REORDER_STEPS, max(1, n_steps // _REORDERS))
             if (self.optimizer_step - 1) % every == 0:

@@ -456,8 +456,9 @@ def save_compact(
     )
     lines.append("    loadables:")
     lines += [f"        {name}: !ref <{name}>" for name in loaded]
-    os.makedirs(os.path.dirname(folder), exist_ok=True)
-    part = tempfile.mkdtemp(dir=os.path.dirname(folder), prefix=".compact")
+    top = os.path.dirname(folder)
+    os.makedirs(top, exist_ok=True)
+    part = tempfile.mkdtemp(".tmp", ".compact", top)
     try:
         for name, module in loaded.items():
             path = os.path.join(part, name + ".ckpt")

@@ -10,6 +10,7 @@ Authors
 """
 
 import math
+from numbers import Real
 
 import torch
 
@@ -19,6 +20,19 @@ _GRADIENT_MARGIN = 1e-2
 # What a ramp that follows the width is of it, and the most that it is: with
 # few channels left, a wide one would leave none of them unharmed
 _RAMP_SHARE, _RAMP = 1 / 16, 4
+
+
+def check_number(name, value, least, most=math.inf, whole=False, above=False):
+    """Raises ValueError, which names the argument, if a value is no finite
+    number in [least, most] (``above``: in (least, most]), or not whole."""
+    good = isinstance(value, Real) and not isinstance(value, bool)
+    good = good and math.isfinite(value) and least <= value <= most
+    if good and not (above and value == least) and not (whole and value % 1):
+        return
+    kind, low = "whole number" if whole else "number", "(" if above else "["
+    raise ValueError(
+        f"{name} must be a {kind} in {low}{least}, {most}], got {value!r}"
+    )
 
 
 def bounded_sqrt(x):
@@ -126,9 +140,9 @@ class Gate(torch.nn.Module):
 
     def __init__(self, size, kappa_min=0.0625, granularity=1):
         super().__init__()
-        if not 0 < kappa_min <= 1:
-            raise ValueError(f"kappa_min must be in (0, 1], got {kappa_min}")
-        if granularity < 1 or size % granularity:
+        check_number("kappa_min", kappa_min, 0, 1, above=True)
+        check_number("granularity", granularity, 1, whole=True)
+        if size % granularity:
             raise ValueError(
                 f"granularity must divide the size {size}, got {granularity}"
             )
@@ -345,8 +359,8 @@ class NoiseGate(Gate):
 
     def __init__(self, size, kappa_min=0.0625, granularity=1, ramp=None):
         super().__init__(size, kappa_min, granularity)
-        if ramp is not None and ramp < 1:
-            raise ValueError(f"ramp must be at least 1, got {ramp}")
+        if ramp is not None:
+            check_number("ramp", ramp, 1)
         self.ramp = ramp
         # One element, not a scalar: weight decay spares vectors only
         self.kappa = torch.nn.Parameter(torch.ones(1))

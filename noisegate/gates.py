@@ -300,6 +300,11 @@ class Gates(collections.abc.Mapping):
                     f"Reasons: {reasons}{unknown}"
                 )
             return [(group, None, {}) for group in wanted or free]
+        if not isinstance(layers, (dict, list, tuple)):
+            raise ValueError(
+                "layers must be a list of patterns, or a mapping with their "
+                f"options, got {layers!r}"
+            )
         if not isinstance(layers, dict):
             layers = dict.fromkeys(layers, {})
         selected = {}

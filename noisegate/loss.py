@@ -9,6 +9,8 @@ import math
 import torch
 from speechbrain.utils.logger import get_logger
 
+from noisegate.gate import check_number
+
 logger = get_logger(__name__)
 
 _LAG = 1.1  # times the target: who costs more is narrowed
@@ -110,6 +112,18 @@ class ComplexityLoss(torch.nn.Module):
                 "give exactly one of budget, max_macs_per_second, weight; got "
                 f"{budget}, {max_macs_per_second}, {weight}"
             )
+        for name, value, *limits in (
+            ("budget", budget, 0, 1),
+            ("max_macs_per_second", max_macs_per_second, 0),
+            ("weight", weight, 0),
+            ("initial_weight", initial_weight, 1e-5, 1e3),
+            ("integral_gain", integral_gain, 0),
+            ("proportional_gain", proportional_gain, 0),
+            ("tighten", tighten, 1e-6, 1),
+        ):
+            if value is not None:
+                check_number(name, value, *limits)
+        check_number("freeze_epoch", freeze_epoch, 2, whole=True)
         full = gates.cost.macs_per_second()
         if max_macs_per_second is not None:
             budget = min(1.0, max_macs_per_second / full)
@@ -125,10 +139,6 @@ class ComplexityLoss(torch.nn.Module):
                     f"it must be in [{least:.4g}, 1], that is from "
                     f"{math.ceil(least * full)} to {full} MACs per second"
                 )
-        if not 0 < tighten <= 1:
-            raise ValueError(f"tighten must be in (0, 1], got {tighten}")
-        if freeze_epoch < 2:
-            raise ValueError(f"freeze_epoch must be >= 2, got {freeze_epoch}")
         self.freeze_epoch = freeze_epoch
         self._gates = (gates,)  # its parameters are the model's
         self._at = self._line = None  # see _linearized()

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from speechbrain.dataio.dataio import length_to_mask
 
+from noisegate.gate import check_number
 from noisegate.pretrained import start_from
 from noisegate.probe import tensors
 
@@ -100,10 +101,8 @@ class Teacher:
         distance="kl",
         output=0,
     ):
-        if not 0 <= weight <= 1:
-            raise ValueError(f"weight must be in [0, 1], got {weight}")
-        if not temperature > 0:
-            raise ValueError(f"temperature must be > 0, got {temperature}")
+        check_number("weight", weight, 0, 1)
+        check_number("temperature", temperature, 0, above=True)
         if not (callable(distance) or distance in _DISTANCES):
             raise ValueError(
                 f"distance must be callable or of {list(_DISTANCES)}, got "

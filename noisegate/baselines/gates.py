@@ -10,7 +10,7 @@ import math
 import torch
 
 from noisegate.cut import kept_features
-from noisegate.gate import Bounded, Gate
+from noisegate.gate import Bounded, Gate, check_number
 from noisegate.loss import ComplexityLoss
 from noisegate.rules.base import rule_of
 
@@ -140,8 +140,7 @@ class HardConcreteGate(_DrawnGate):
         gamma=-0.1,
         zeta=1.1,
     ):
-        if not 0 < open_init < 1:
-            raise ValueError(f"open_init must be in (0, 1), got {open_init}")
+        check_number("open_init", open_init, 1e-6, 1 - 1e-6)
         if not (gamma < 0 and zeta > 1 and beta > 0):
             raise ValueError(
                 "gamma < 0, zeta > 1 and beta > 0 are needed, got "
@@ -204,8 +203,7 @@ class STGGate(_DrawnGate):
         self, size, kappa_min=0.0625, granularity=1, sigma=0.5, mu_init=1.5
     ):
         super().__init__(size, kappa_min, granularity, mu_init)
-        if sigma <= 0:
-            raise ValueError(f"sigma must be above 0, got {sigma}")
+        check_number("sigma", sigma, 0, above=True)
         self.sigma = sigma
 
     def _open(self, location):

@@ -17,6 +17,7 @@ from speechbrain.utils.logger import get_logger
 from noisegate.baselines.gates import HardGate
 from noisegate.compact import compact
 from noisegate.cut import cut, kept_features
+from noisegate.gate import check_number
 from noisegate.loss import ComplexityLoss
 from noisegate.rules.base import rule_of
 from noisegate.rules.features import FEATURES
@@ -83,8 +84,7 @@ class MagnitudePruning(ComplexityLoss):
                     f"pruning needs gates of the kind HardGate, '{name}' has "
                     f"a {type(gate).__name__}"
                 )
-        if n_prunings < 1:
-            raise ValueError(f"n_prunings must be >= 1, got {n_prunings}")
+        check_number("n_prunings", n_prunings, 1, whole=True)
         self.n_prunings = n_prunings
 
     def _weight(self):

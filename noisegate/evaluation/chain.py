@@ -120,7 +120,10 @@ def stages(hparams_file, overrides=None, run_opts=None):
     overwrite = overrides.pop("overwrite", False)
     plan = plan_of(hparams_file, overrides)
     top = Path(plan[OUTPUT])
-    make = _chain if plan.get("budgets") else _one
+    make = _one
+    if plan.get("budgets"):
+        make = _chain
+        _check_chain(plan)
     with contextlib.ExitStack() as stack:
         if if_main_process():
             if overwrite:
@@ -138,15 +141,20 @@ def _one(hparams_file, plan, overrides, run_opts, top):
         logger.warning(f"{path} exists: this run is finished")
 
 
-def _chain(hparams_file, plan, overrides, run_opts, top):
-    budgets = plan["budgets"]
-    common = {**overrides, "budgets": None}
+def _check_chain(plan):
     missing = [key for key in CHAIN_KEYS if key not in plan]
     if missing:
         raise ValueError(f"a chain of budgets needs the keys {missing}")
-    for budget in budgets:
-        if not 0 < budget < 1:
+    if not isinstance(plan["budgets"], list):
+        raise ValueError(f"budgets must be a list, got {plan['budgets']!r}")
+    for budget in plan["budgets"]:
+        if not (isinstance(budget, float) and 0 < budget < 1):
             raise ValueError(f"budgets must be in (0, 1), got {budget}")
+
+
+def _chain(hparams_file, plan, overrides, run_opts, top):
+    budgets = plan["budgets"]
+    common = {**overrides, "budgets": None}
 
     def run(name, start, **values):
         place = {"output_folder": str(top / name), "pretrained": start}

@@ -22,6 +22,7 @@ from noisegate.evaluation.files import write_atomically
 logger = get_logger(__name__)
 
 SETTINGS = "settings.json"
+_TOP = "OUTPUT_FOLDER"  # in it, as folders may be moved
 # Keys of a YAML that do not change what comes out
 FREE = ("num_workers", "use_tensorboard", "feature_cache", "skip_prep")
 FREE += ("ckpt_interval_minutes",)
@@ -89,7 +90,11 @@ def claim(folder, hparams_file, overrides, run_opts, top=None, passed=()):
         more = now.get(MORE), before.get(MORE)
         if not finished and None not in more and more[0] > more[1]:
             kept[MORE] = more[1]
-        kept = {key: value for key, value in kept.items() if key in now}
+        kept = {
+            key: value.replace(_TOP, top) if isinstance(value, str) else value
+            for key, value in kept.items()
+            if key in now
+        }
         like = _settings(hparams_file, {**overrides, **kept}, run_opts, top)
         changes = _changes(before, like)
         if changes:
@@ -186,7 +191,7 @@ def _settings(hparams_file, overrides, run_opts, top):
             settings[f"--{option}"] = run_opts[option]
     text = json.dumps(settings, sort_keys=True)
     quoted = json.dumps(top)[1:-1]
-    return json.loads(text.replace(quoted, "<output_folder>"))
+    return json.loads(text.replace(quoted, _TOP))
 
 
 def _leaves(node, path=""):

@@ -224,3 +224,41 @@ def test_errors_of_the_program_are_raised(hparams):
     with pytest.raises(AttributeError):
         run_stages(run, hparams[0], {})
     assert Path(hparams[1]).is_dir()
+
+
+CHAIN = """
+pretrained: null
+teacher_folder: null
+gate_layers: null
+budgets: [0.5, 0.25]
+dense: {lr: 0.1}
+stage: {number_of_epochs: 4}
+__start: !apply:str [!ref <pretrained>]
+"""
+
+
+def chain(hparams, overrides=None):
+    """Makes a chain; gives the names of the folders in which a run was made."""
+    path, folder = hparams
+    made, share = [], {"dense": 1.0}
+    for values in stages(path, overrides):
+        place = Path(values["output_folder"])
+        made.append(place.name)
+        share = float(place.name) if place.name != "dense" else 1.0
+        result = {"macs_per_second_full": 1e6, "macs_per_second": share * 1e6}
+        result.update(params=1, steps=1, test={"EER": 1.0})
+        (place / "result.json").write_text(json.dumps(result), "utf-8")
+    return made
+
+
+def test_stages_of_a_chain_belong_to_their_settings(hparams):
+    path, folder = hparams
+    path.write_text(path.read_text("utf-8") + CHAIN, encoding="utf-8")
+    assert chain(hparams) == ["dense", "0.5", "0.25"]
+    assert chain(hparams) == []
+    # A budget between two others changes where the next one would start
+    assert chain(hparams, {"budgets": [0.5, 0.3, 0.25]}) == ["0.3"]
+    for overrides in ({"seed": 2}, {"stage": {"number_of_epochs": 5}}):
+        with pytest.raises(ValueError, match="belongs to a run with other"):
+            chain(hparams, overrides)
+    assert chain(hparams, {"seed": 2, "overwrite": True})[0] == "dense"

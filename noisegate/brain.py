@@ -19,7 +19,7 @@ from speechbrain.utils.logger import get_logger
 
 from noisegate._private import unwrapped
 from noisegate.brain_model import BrainModel, find_gates
-from noisegate.checkpoints import RandomState, set_aside_incomplete
+from noisegate.checkpoints import Batches, Seeds, set_aside_incomplete
 from noisegate.compact import compact, constructor, save_compact, vocabularies
 from noisegate.gates import Gates
 from noisegate.loss import ComplexityLoss
@@ -103,7 +103,7 @@ class GatedBrain(sb.Brain):
             )
         teacher = getattr(self.hparams, "teacher", None)
         self.teacher = teacher if teacher and teacher.modules else None
-        self.random_state = RandomState()
+        self.seeds = Seeds()
         self._epoch = None
         self._unreached = set()  # gates without a gradient, as was warned
         self._steps_per_epoch = None
@@ -191,6 +191,9 @@ class GatedBrain(sb.Brain):
                 train_set, stage=sb.Stage.TRAIN, **(train_loader_kwargs or {})
             )
         self._steps_per_epoch = len(train_set)
+        data = getattr(train_set, "dataset", None)
+        if hasattr(data, "__getitem__") and not hasattr(data, "__getitems__"):
+            data.__getitems__ = Batches(data, self.seeds)
         if self.debug:
             self._steps_per_epoch = min(len(train_set), self.debug_batches)
         options = {"valid_loader_kwargs": valid_loader_kwargs or {}}
@@ -205,7 +208,7 @@ class GatedBrain(sb.Brain):
     def on_fit_start(self):
         """See ``sb.Brain.on_fit_start``."""
         if self.checkpointer is not None:
-            self.checkpointer.add_recoverable("random_state", self.random_state)
+            self.checkpointer.add_recoverable("seeds", self.seeds)
             self.checkpointer.add_recoverable(
                 "complexity_loss", self.complexity_loss
             )
@@ -224,8 +227,6 @@ class GatedBrain(sb.Brain):
                 "behind that, which adds it and takes them out of the others "
                 "(opt_class may be None)"
             )
-        if self.step == 0:
-            self.random_state.restore()
 
     def init_optimizers(self):
         """See ``sb.Brain.init_optimizers``; gates get their own optimizer."""
@@ -272,9 +273,10 @@ class GatedBrain(sb.Brain):
         """See ``sb.Brain.on_stage_start``; freezes widths, cuts for tests."""
         if stage == sb.Stage.TEST:
             self._cut_modules()
+        self.seeds.set(stage.name, epoch)
         if stage != sb.Stage.TRAIN:
             return
-        self._epoch = epoch
+        self._epoch = self.seeds.epoch = epoch
         self._fed, self._stepped, self._first_step = False, False, self.step
         self.gates.watch()
         # A run resumed within an epoch has done this already
@@ -303,11 +305,15 @@ class GatedBrain(sb.Brain):
 
     def on_fit_batch_start(self, batch, should_step):
         """See ``sb.Brain.on_fit_batch_start``."""
-        self.random_state.restore()
+        self.seed_step()
         self._term_added = self._taught = False
         self._fed, self._batch = True, batch
         if self.teacher is not None:
             self.teacher.begin(self, batch)
+
+    def seed_step(self):
+        """Lets what is drawn be that of this step, from its beginning."""
+        self.seeds.set("step", self._epoch, self.step)
 
     def check_loss_isfinite(self, loss):
         """See ``sb.Brain.check_loss_isfinite``; says where it comes from."""
@@ -382,8 +388,6 @@ class GatedBrain(sb.Brain):
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """See ``sb.Brain.on_stage_end``; writes the history of the widths."""
-        # A run may resume behind the last batch of an epoch
-        self.random_state.restore()
         if stage == sb.Stage.TRAIN:
             self._check_epoch(epoch)
         folder = getattr(self.hparams, "output_folder", None)

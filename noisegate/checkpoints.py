@@ -4,10 +4,13 @@ Authors
  * The noisegate developers, 2026
 """
 
+import hashlib
 import os
+import random
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from speechbrain.utils.checkpoints import (
     mark_as_loader,
@@ -20,45 +23,54 @@ logger = get_logger(__name__)
 
 
 @register_checkpoint_hooks
-class RandomState:
-    """The state of torch's random generators, for checkpoints.
+class Seeds:
+    """Seeds torch, numpy and Python as a function of the run and a place in it.
 
-    SpeechBrain's checkpoints do not hold it, but dropout and gate noise
-    depend on it: with it a resumed run equals the uninterrupted one.
+    What is drawn in a step (noise, dropout, augmentation, crops) depends on
+    nothing that was drawn before, so that a run that was stopped goes on to
+    the bit; checkpoints hold the seed of the run. Each process draws its own.
     """
 
     def __init__(self):
-        self.pending = None
+        self.seed, self.epoch = torch.initial_seed(), None
 
     @mark_as_saver
     def save(self, path):
-        """Saves the present state."""
-        state = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            state["cuda"] = torch.cuda.get_rng_state()
-        torch.save(state, path)
+        """Saves the seed of the run."""
+        Path(path).write_text(str(self.seed), encoding="utf-8")
 
     @mark_as_loader
     def load(self, path, end_of_epoch):
-        """Reads a state, which :meth:`restore` brings into force."""
-        self.pending = torch.load(path, map_location="cpu")
+        """Loads it."""
+        self.seed = int(Path(path).read_text(encoding="utf-8"))
 
-    def restore(self):
-        """Brings a loaded state into force, once.
+    def at(self, *place):
+        """Returns the seed (int) of a place, e.g. an epoch and a step."""
+        rank = os.environ.get("RANK", "0")
+        text = "/".join(map(str, (self.seed, rank, *place)))
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
-        Ranks other than 0 get a state of their own, derived from the saved
-        one, because each has to draw its own noise.
-        """
-        if self.pending is None:
-            return
-        torch.set_rng_state(self.pending["cpu"])
-        if "cuda" in self.pending and torch.cuda.is_available():
-            torch.cuda.set_rng_state(self.pending["cuda"])
-        rank = int(os.environ.get("RANK", 0))
-        if rank > 0:
-            seed = int(torch.randint(2**31, (1,))) + rank
-            torch.manual_seed(seed)
-        self.pending = None
+    def set(self, *place):
+        """Seeds all that draws by default."""
+        seed = self.at(*place)
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+
+
+class Batches:
+    """Seeds anew for each batch that a dataset gives, also in workers.
+
+    A DataLoader calls it if it is the ``__getitems__`` of the dataset.
+    """
+
+    def __init__(self, dataset, seeds):
+        self.dataset, self.seeds = dataset, seeds
+
+    def __call__(self, indices):
+        """Returns the items (list)."""
+        self.seeds.set("items", self.seeds.epoch, *indices)
+        return [self.dataset[index] for index in indices]
 
 
 def set_aside_incomplete(checkpointer):

@@ -4,13 +4,10 @@ Authors
  * The noisegate developers, 2026
 """
 
-import contextlib
 import copy
 import functools
-import random
 import types
 
-import numpy as np
 import torch
 from speechbrain.dataio.dataio import length_to_mask
 
@@ -121,7 +118,7 @@ class Teacher:
         self._modules = None  # those of the Brain, its own where it has them
 
     def begin(self, brain, batch):
-        """Notes the batch, and the random numbers that come, of a step."""
+        """Notes the batch of a step."""
         if self._modules is None:
             own = {k: m.to(brain.device) for k, m in self.modules.items()}
             self._modules = torch.nn.ModuleDict({**brain.modules, **own})
@@ -130,12 +127,13 @@ class Teacher:
             self._hparams = types.SimpleNamespace(**{**known, **own})
         self._twin = copy.copy(brain)
         self._twin.modules, self._twin.hparams = self._modules, self._hparams
-        self._batch, self._state = copy.copy(batch), _random_states()
+        self._batch = copy.copy(batch)
 
     def teach(self, loss, predictions, stage, lens=None):
         """Returns the loss with the distance between what student and teacher
         return; ``lens`` are the relative lengths, without padding."""
-        with torch.no_grad(), _drawing(self._state):
+        self._twin.seed_step()  # it draws what the student has drawn
+        with torch.no_grad():
             target = self._twin.compute_forward(self._batch, stage)
         student = tensors(predictions)[self.output].float()
         target = tensors(target)[self.output].float()
@@ -151,29 +149,3 @@ class Teacher:
             mask = mask.view(*mask.shape, *[1] * (distance.dim() - 2))
             distance = distance * mask * (mask.numel() / mask.sum())
         return (1 - self.weight) * loss + self.weight * distance.mean()
-
-
-def _random_states():
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    if torch.cuda.is_available():
-        states += (torch.cuda.get_rng_state(),)
-    return states
-
-
-def _restore(states):
-    torch.set_rng_state(states[0])
-    np.random.set_state(states[1])
-    random.setstate(states[2])
-    for state in states[3:]:
-        torch.cuda.set_rng_state(state)
-
-
-@contextlib.contextmanager
-def _drawing(states):
-    """Lets random numbers be those that follow a state."""
-    before = _random_states()
-    _restore(states)
-    try:
-        yield
-    finally:
-        _restore(before)

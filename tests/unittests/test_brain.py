@@ -672,8 +672,6 @@ def worker(rank, port, folder):
     result = {}
     for gate in models.GATES:
         trainer = brain(folder / gate, gate=gate, **run_opts)
-        # As after the loading of hparams: each process draws its own noise
-        torch.manual_seed(rank)
         fit(trainer)
         result[gate] = state(trainer)
         result[gate + " loss"] = evaluate(trainer)

@@ -19,7 +19,13 @@ from speechbrain.utils.logger import get_logger
 
 from noisegate._private import unwrapped
 from noisegate.brain_model import BrainModel, find_gates
-from noisegate.checkpoints import Batches, Seeds, set_aside_incomplete
+from noisegate.checkpoints import (
+    Batches,
+    Checksums,
+    Seeds,
+    append_epoch,
+    set_aside_broken,
+)
 from noisegate.compact import compact, constructor, save_compact, vocabularies
 from noisegate.gates import Gates
 from noisegate.loss import ComplexityLoss
@@ -251,8 +257,9 @@ class GatedBrain(sb.Brain):
             self.checkpointer.add_recoverable(
                 "gate_optimizer", self.gate_optimizer
             )
+        self.checkpointer.add_recoverable("checksums", Checksums())
         # What follows next is the recovery
-        run_on_main(set_aside_incomplete, args=[self.checkpointer])
+        run_on_main(set_aside_broken, args=[self.checkpointer])
 
     def _gate_optimizer(self, parameters):
         return torch.optim.Adam(
@@ -394,8 +401,7 @@ class GatedBrain(sb.Brain):
         if stage == sb.Stage.VALID and folder and if_main_process():
             line = json.dumps({"epoch": epoch, **self.gate_stats()})
             path = os.path.join(folder, "gates.jsonl")
-            with open(path, "a", encoding="utf-8") as out:
-                out.write(line + "\n")
+            append_epoch(path, epoch, line)
 
     def _check_epoch(self, epoch):
         """Raises RuntimeError if gates have not been trained in an epoch."""

@@ -5,9 +5,9 @@ Authors
 """
 
 import hashlib
+import json
 import os
 import random
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -73,29 +73,60 @@ class Batches:
         return [self.dataset[index] for index in indices]
 
 
-def set_aside_incomplete(checkpointer):
-    """Renames checkpoints that were being written when the process ended.
+@register_checkpoint_hooks
+class Checksums:
+    """The hashes of the other files of a checkpoint: has to be saved last."""
 
-    SpeechBrain writes their files one by one and the description first, so
-    that a run killed meanwhile could not be resumed. The checkpointer has to
-    know all its recoverables.
+    @mark_as_saver
+    def save(self, path):
+        """Notes the files that are there already."""
+        files = set(Path(path).parent.iterdir()) - {Path(path)}
+        hashes = {file.name: _hash(file) for file in files}
+        Path(path).write_text(json.dumps(hashes), encoding="utf-8")
+
+    @mark_as_loader
+    def load(self, path, end_of_epoch):
+        """They were compared before, by :func:`set_aside_broken`."""
+
+
+def _hash(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def append_epoch(path, epoch, line):
+    """Appends a line to a history, in the place of those of this epoch and
+    later ones, which a run that was stopped may have written."""
+    path = Path(path)
+    before = path.read_text("utf-8").splitlines() if path.exists() else []
+    before = [text for text in before if json.loads(text)["epoch"] < epoch]
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text("\n".join([*before, line, ""]), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def set_aside_broken(checkpointer):
+    """Renames checkpoints that are not whole, so that the one before is used.
+
+    SpeechBrain writes their files one by one and the description first: what
+    was being written when the process ended could not be loaded. The
+    checkpointer has to know all its recoverables, with "checksums".
     """
     names = [f"{name}.ckpt" for name in checkpointer.recoverables]
-    names.append("CKPT.yaml")
     for folder in Path(checkpointer.checkpoints_dir).glob("CKPT+*"):
-        broken = [name for name in names if not _is_whole(folder / name)]
+        try:
+            hashes = json.loads((folder / "checksums.ckpt").read_text("utf-8"))
+        except (FileNotFoundError, ValueError):
+            hashes = {"checksums.ckpt": None}
+        broken = [
+            name
+            for name in dict.fromkeys((*hashes, *names))
+            if not (folder / name).is_file()
+            or (name in hashes and hashes[name] != _hash(folder / name))
+        ]
         if broken:
             target = folder.with_name(f"incomplete_{folder.name}")
             folder.rename(target)
             logger.warning(
-                f"{folder} is incomplete ({', '.join(broken)}) and is not "
-                f"used; renamed to {target.name}"
+                f"{folder} is damaged or incomplete ({', '.join(broken)}) and "
+                f"is not used; renamed to {target.name}"
             )
-
-
-def _is_whole(path):
-    if not path.is_file() or not path.stat().st_size:
-        return False
-    with open(path, "rb") as fin:
-        zipped = fin.read(2) == b"PK"  # as torch saves
-    return not zipped or zipfile.is_zipfile(path)

@@ -5,16 +5,19 @@ Authors
 """
 
 import os
+import re
 import subprocess
 import sys
 
 import speechbrain as sb
 import torch
+from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.train_logger import TensorboardLogger
 
 from noisegate import __version__
 from noisegate.brain import GatedBrain
+from noisegate.evaluation.files import write_atomically
 
 logger = get_logger(__name__)
 
@@ -32,6 +35,20 @@ def _commit():
     except OSError:  # no git, or no such folder
         return "unknown"
     return git.stdout.strip() or "unknown"
+
+
+def _forget_epochs(path, epoch):
+    """Takes what a run that was stopped has logged of an epoch, and behind
+    it, out of a train log of SpeechBrain."""
+    if not os.path.exists(path):
+        return
+    with open(path, encoding="utf-8") as fin:
+        lines = fin.readlines()
+    for number, line in enumerate(lines):
+        found = re.match(r"epoch: (\d+)\b", line)
+        if not found or int(found[1]) >= epoch:
+            write_atomically(path, "".join(lines[:number]))
+            return
 
 
 def tensorboard_logger(output_folder):
@@ -146,6 +163,8 @@ class RecordedBrain(GatedBrain):
         (SpeechBrain's logger counts its calls, which start anew then).
         """
         meta = {"lr": lr, **self.gate_stats()}
+        if if_main_process():
+            _forget_epochs(self.hparams.train_logger.save_file, epoch)
         self.hparams.train_logger.log_stats(
             {"epoch": epoch, **meta}, train_stats, valid_stats
         )

@@ -348,6 +348,7 @@ KILLS = [
     ("end of", "TRAIN", 1),
     ("end of", "TRAIN", 2),
     ("start of", "VALID", 2),
+    ("end of", "VALID", 2),
     ("start of", "TRAIN", 3),
     ("batch", 3, 1),
     ("batch", 4, 3),
@@ -376,10 +377,21 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
     assert history(tmp_path) == lines
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty", "half", "no yaml"])
-def test_a_checkpoint_that_was_being_written(
-    uninterrupted, damage, tmp_path, caplog
-):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        ("gate_optimizer.ckpt", lambda whole: None),
+        ("model.ckpt", lambda whole: b""),
+        ("model.ckpt", lambda whole: whole[: len(whole) // 2]),
+        ("model.ckpt", lambda whole: bytes(len(whole))),
+        ("counter.ckpt", lambda whole: b"7"),
+        ("brain.ckpt", lambda whole: whole.replace(b": ", b": 1")),
+        ("CKPT.yaml", lambda whole: b""),
+        ("checksums.ckpt", lambda whole: whole[:-9]),
+    ],
+    ids=lambda damage: damage[0],
+)
+def test_a_damaged_checkpoint(uninterrupted, damage, tmp_path, caplog):
     """Is set aside: the run goes on from the one before."""
     expected, lines = uninterrupted["noise"]
     trainer = brain(tmp_path, ckpt_interval_steps=2)
@@ -397,19 +409,16 @@ def test_a_checkpoint_that_was_being_written(
         fit(trainer)
     broken = tmp_path / "save" / "CKPT+2100-01-01+00-00-00+00"
     earlier.rename(broken)
-    model = broken / "model.ckpt"
-    if damage == "missing":
-        (broken / "gate_optimizer.ckpt").unlink()
-    elif damage == "empty":
-        model.write_bytes(b"")
-    elif damage == "half":
-        whole = model.read_bytes()
-        model.write_bytes(whole[: len(whole) // 2])
-    else:
-        (broken / "CKPT.yaml").write_text("")
+    name, change = damage
+    whole = (broken / name).read_bytes()
+    changed = change(whole)
+    assert changed != whole
+    (broken / name).unlink()
+    if changed is not None:
+        (broken / name).write_bytes(changed)
     with caplog.at_level("WARNING"):
         resumed = fit(brain(tmp_path, ckpt_interval_steps=2))
-    assert "is incomplete" in caplog.text
+    assert "is damaged or incomplete" in caplog.text
     assert (tmp_path / "save" / f"incomplete_{broken.name}").is_dir()
     assert_same(state(resumed), expected)
     assert history(tmp_path) == lines

@@ -4,8 +4,10 @@ import random
 
 import numpy as np
 import pytest
+import speechbrain as sb
 import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.utils.train_logger import FileTrainLogger
 
 from noisegate.checkpoints import Seeds
 from tests.unittests import brains
@@ -82,6 +84,37 @@ def test_crops_of_workers_go_on(kill, tmp_path):
     (tmp_path / "parts").mkdir()
     found = resumed(tmp_path / "parts", kill, n_workers=2)
     assert all(torch.equal(expected[k], found[k]) for k in expected)
+
+
+class Logging(brains.TinyBrain):
+    """Logs as the recipes do."""
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        if stage == sb.Stage.VALID:
+            stats = {"loss": float(stage_loss)}
+            self.log_stats(epoch, 0.1, stats, stats)
+        super().on_stage_end(stage, stage_loss, epoch)
+
+
+def test_no_epoch_is_logged_twice(tmp_path):
+    """Nor in gates.jsonl, which test_brain.py looks at."""
+    path = tmp_path / "train_log.txt"
+
+    def logging_brain():
+        trainer = brain(tmp_path, brain_class=Logging)
+        trainer.hparams.train_logger = FileTrainLogger(path)
+        return trainer
+
+    trainer = logging_brain()
+    trainer.kill = "end of", "VALID", 3
+    with pytest.raises(Killed):
+        fit(trainer)
+    assert len(path.read_text("utf-8").splitlines()) == 3
+    fit(logging_brain())
+    lines = path.read_text("utf-8").splitlines()
+    assert [line.split(",")[0] for line in lines] == [
+        f"epoch: {epoch}" for epoch in range(1, EPOCHS + 1)
+    ]
 
 
 def test_places_and_processes_have_seeds_of_their_own(monkeypatch):

@@ -68,6 +68,13 @@ def _options(text):
     return {key: int(v) if v.isdigit() else v for key, _, v in pairs}
 
 
+def _count(text):
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
+    return number
+
+
 def _mapping(path):
     from ruamel.yaml import YAML
 
@@ -144,6 +151,9 @@ def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="noisegate")
     parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument(
+        "--debug", action="store_true", help="show where an error came from"
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     inspect = commands.add_parser(
         "inspect",
@@ -188,8 +198,10 @@ def main(arguments=None):
         action="store_true",
         help="go on from budget to budget, taught by the dense model",
     )
-    sweep.add_argument("--seeds", type=int, default=1, help="number of seeds")
-    sweep.add_argument("--jobs", type=int, default=1, help="cells at a time")
+    sweep.add_argument(
+        "--seeds", type=_count, default=1, help="number of seeds"
+    )
+    sweep.add_argument("--jobs", type=_count, default=1, help="cells at a time")
     sweep.add_argument(
         "--retry", action="store_true", help="run cells that failed once more"
     )
@@ -241,7 +253,7 @@ def main(arguments=None):
     )
     latency.add_argument("folder", help="--folder of the sweep")
     latency.add_argument(
-        "--rounds", type=int, default=15, help="times that each model is run"
+        "--rounds", type=_count, default=15, help="times that each model is run"
     )
     # Behind "--", an argument could be taken for another YAML
     end = arguments.index("--") if "--" in arguments else len(arguments)
@@ -260,7 +272,11 @@ def main(arguments=None):
     except KeyboardInterrupt:
         parser.exit(130, "stopped; the same command goes on\n")
     except (ImportError, KeyError, OSError, RuntimeError, ValueError) as error:
-        parser.exit(1, f"noisegate: {error}\n")
+        if known.debug:
+            raise
+        failed = isinstance(error, RuntimeError)  # not of the user
+        text = f"noisegate: {error} (noisegate --debug shows where)\n"
+        parser.exit(1 if failed else 2, text)
 
 
 if __name__ == "__main__":

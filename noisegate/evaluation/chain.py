@@ -22,7 +22,14 @@ from speechbrain.utils.logger import get_logger
 
 from noisegate.evaluation.files import markdown_table, write_atomically
 from noisegate.evaluation.results import find_metric, stage
-from noisegate.evaluation.run_folder import claim, move_aside, owned, plan_of
+from noisegate.evaluation.run_folder import (
+    check_overrides,
+    claim,
+    move_aside,
+    owned,
+    plan_of,
+    result_of,
+)
 
 logger = get_logger(__name__)
 
@@ -118,6 +125,8 @@ def stages(hparams_file, overrides=None, run_opts=None):
         overrides = YAML(typ="safe").load(overrides)
     overrides = dict(overrides or {})
     overwrite = overrides.pop("overwrite", False)
+    with open(hparams_file, encoding="utf-8") as fin:
+        check_overrides(YAML().load(fin), overrides)
     plan = plan_of(hparams_file, overrides)
     top = Path(plan[OUTPUT])
     make = _one
@@ -193,15 +202,12 @@ def _chain(hparams_file, plan, overrides, run_opts, top):
 def _finished(folder, hparams_file, overrides, run_opts, top=None):
     """The result of a run with these settings, or None; the same for all
     processes."""
-    path = folder / "result.json"
     if if_main_process():
         # A budget that was added changes where the next ones start from
-        passed = ("pretrained", "budget") if top and path.exists() else ()
+        passed = ("pretrained", "budget") if top and result_of(folder) else ()
         claim(folder, hparams_file, overrides, run_opts, top, passed)
     ddp_barrier()
-    if not path.exists():
-        return None
-    return json.loads(path.read_text(encoding="utf-8"))
+    return result_of(folder)
 
 
 def _write(top, results, full):

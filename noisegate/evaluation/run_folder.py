@@ -5,8 +5,11 @@ Authors
 """
 
 import contextlib
+import difflib
 import json
+import math
 import os
+import re
 import shutil
 import socket
 import time
@@ -14,7 +17,7 @@ import time
 from filelock import FileLock, Timeout
 from hyperpyyaml import resolve_references
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import TaggedScalar
+from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from speechbrain.utils.logger import get_logger
 
 from noisegate.evaluation.files import write_atomically
@@ -22,6 +25,10 @@ from noisegate.evaluation.files import write_atomically
 logger = get_logger(__name__)
 
 SETTINGS = "settings.json"
+# Names of keys that are counts
+_COUNTS = re.compile(
+    r"(^|_)(n|num|number)_|(channels|epochs?|layers|neurons|seed|size|units)$"
+)
 _TOP = "OUTPUT_FOLDER"  # in it, as folders may be moved
 # Keys of a YAML that do not change what comes out
 FREE = ("num_workers", "use_tensorboard", "feature_cache", "skip_prep")
@@ -48,6 +55,62 @@ def plan_of(hparams_file, overrides=None):
     """
     with open(hparams_file, encoding="utf-8") as fin:
         return YAML().load(resolve_references(fin, overrides).getvalue())
+
+
+def check_overrides(plan, overrides):
+    """Raises ValueError, which names the key, if an override is of another
+    kind than what it replaces: a text for a number, a number below zero for
+    one that is not, half a channel, NaN. Null fits always.
+
+    Arguments
+    ---------
+    plan : dict
+        The YAML without overrides.
+    overrides : dict
+        New values by key.
+    """
+    for key, value in overrides.items():
+        if key not in plan:
+            near = difflib.get_close_matches(key, plan, 1)
+            hint = f"; is '{near[0]}' meant?" if near else ""
+            raise ValueError(f"the YAML has no key '{key}'{hint}")
+        default = plan[key]
+        wanted = _kind(default)
+        if value is None or default is None or wanted is None:
+            continue
+        if isinstance(default, int) and wanted == "a number":
+            wanted = "a whole number" if _COUNTS.search(key) else wanted
+        good = _kind(value) == wanted.replace("whole ", "")
+        if good and isinstance(value, float):
+            whole = wanted == "a whole number" and value % 1
+            good = math.isfinite(value) and not whole
+        if good and "number" in wanted and value < 0 <= default:
+            wanted, good = f"{wanted} from 0 on", False
+        if not good:
+            raise ValueError(
+                f"{key} must be {wanted}, as {_shown(default)} is; got "
+                f"{value!r}"
+            )
+
+
+def _kind(value):
+    """What a value of a YAML is, in words; None for what is made there."""
+    if isinstance(value, (TaggedScalar, CommentedMap, CommentedSeq)):
+        if value.tag.value not in (None, "tag:yaml.org,2002:map"):
+            return None
+    for kinds, name in (
+        (bool, "true or false"),
+        ((int, float), "a number"),
+        (str, "a text"),
+        ((list, dict), "a list or a mapping"),
+    ):
+        if isinstance(value, kinds):
+            return name
+    return None
+
+
+def _shown(default):
+    return repr(default if isinstance(default, str) else str(default))
 
 
 def claim(folder, hparams_file, overrides, run_opts, top=None, passed=()):
@@ -81,7 +144,7 @@ def claim(folder, hparams_file, overrides, run_opts, top=None, passed=()):
         If the folder belongs to other settings: names them.
     """
     top = str(top or folder)
-    finished = (folder / "result.json").exists()
+    finished = result_of(folder) is not None
     path = folder / SETTINGS
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -214,6 +277,25 @@ def _leaves(node, path=""):
         yield path, str(node)
     for key, child in children:
         yield from _leaves(child, f"{path}.{key}" if path else str(key))
+
+
+def result_of(folder):
+    """Returns what a finished run has written (dict), or None.
+
+    Arguments
+    ---------
+    folder : pathlib.Path
+        That of the run. A result that cannot be read is set aside.
+    """
+    path = folder / "result.json"
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        path.rename(path.with_name("result.json.broken"))
+        logger.warning(f"{path} is damaged ({error}) and set aside")
+        return None
 
 
 def _changes(before, now):

@@ -139,7 +139,7 @@ def test_all_methods_and_the_table(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert changed.returncode == 1
+    assert changed.returncode == 2
     assert "holds another sweep" in changed.stderr
 
 
@@ -181,7 +181,7 @@ def test_a_cell_that_fails(tmp_path):
         command(tmp_path, *options), capture_output=True, text=True
     )
     assert run.returncode == 1
-    assert "noise_0.0001_1: exit status 1, see" in run.stderr
+    assert "noise_0.0001_1: exit status 2, see" in run.stderr
     assert "retrained_0.0001_1: not run, noise_0.0001_1 failed" in run.stderr
     assert set(results(tmp_path)) == {"noise_0.25_1", "retrained_0.25_1"}
     log = tmp_path / "cells" / "noise_0.0001_1" / "stdout.txt"

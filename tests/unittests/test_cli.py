@@ -77,14 +77,23 @@ def test_help_does_not_wait_for_torch():
     ],
 )
 def test_errors_are_one_line(arguments, message, capsys, tmp_path, monkeypatch):
-    """And the exit status is 1."""
+    """And the exit status is 2."""
     monkeypatch.chdir(tmp_path)
     Path("plain.yaml").write_text("width: 3\n")
     with pytest.raises(SystemExit) as stop:
         main(["inspect", *arguments])
-    assert stop.value.code == 1
+    assert stop.value.code == 2
     err = capsys.readouterr().err
     assert message in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5"])
+@pytest.mark.parametrize("option", ["--jobs", "--seeds"])
+def test_counts_are_counts(option, value, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["sweep", "a.yaml", "--folder=b", f"{option}={value}"])
+    assert stop.value.code == 2
+    assert f"argument {option}: " in capsys.readouterr().err
 
 
 def test_unknown_layers_are_named():

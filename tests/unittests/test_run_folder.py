@@ -1,6 +1,7 @@
 """A folder belongs to its settings and to one process."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -8,11 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from noisegate.evaluation.chain import run_stages, stages
-from noisegate.evaluation.run_folder import owned
+from noisegate.evaluation.run_folder import check_overrides, owned
 
-YAML = """
+HEAD = """
 seed: 1
 output_folder: {folder}
 save_folder: !ref <output_folder>/save
@@ -30,7 +32,7 @@ counter: !new:speechbrain.utils.epoch_loop.EpochCounter
 OWNER = """
 import sys, time
 from pathlib import Path
-from noisegate.evaluation.run_folder import owned
+from noisegate.evaluation.run_folder import check_overrides, owned
 with owned(Path(sys.argv[1])):
     print("owned", flush=True)
     time.sleep(600)
@@ -41,7 +43,7 @@ with owned(Path(sys.argv[1])):
 def hparams(tmp_path):
     """A YAML, and the folder of its run."""
     path, folder = tmp_path / "hparams.yaml", tmp_path / "run"
-    path.write_text(YAML.format(folder=folder), encoding="utf-8")
+    path.write_text(HEAD.format(folder=folder), encoding="utf-8")
     return path, folder
 
 
@@ -262,3 +264,57 @@ def test_stages_of_a_chain_belong_to_their_settings(hparams):
         with pytest.raises(ValueError, match="belongs to a run with other"):
             chain(hparams, overrides)
     assert chain(hparams, {"seed": 2, "overwrite": True})[0] == "dense"
+
+
+HPARAMS = sorted(
+    (Path(__file__).parents[2] / "recipes").glob("*/hparams/*.yaml")
+)
+NOT_NUMBERS = ["abc", "25%", [1], {"a": 1}, True, math.nan, math.inf, -math.inf]
+
+
+@pytest.mark.parametrize("path", HPARAMS, ids=lambda path: path.stem)
+def test_overrides_of_another_kind_are_refused_by_name(path):
+    """Each key of each recipe with each value that cannot be meant."""
+    plan = YAML().load(path.read_text("utf-8"))
+    tried = 0
+    for key, default in plan.items():
+        if isinstance(default, bool):
+            bad = ["abc", 3, 0.5, [True]]
+        elif isinstance(default, (int, float)):
+            bad = NOT_NUMBERS + [-1, -0.5] * (default >= 0)
+            bad += [2.5] * (key in ("number_of_epochs", "batch_size", "n_mels"))
+        elif type(default) is str:
+            bad = [3, 0.5, True, [default]]
+        else:
+            continue
+        check_overrides(plan, {key: default})
+        check_overrides(plan, {key: None})
+        for value in bad:
+            with pytest.raises(ValueError, match=f"^{key} must be") as error:
+                check_overrides(plan, {key: value})
+            assert repr(value) in str(error.value)
+            tried += 1
+    assert tried > 100
+
+
+@pytest.mark.parametrize(
+    "overrides, says",
+    [
+        ("bugdet: 0.2", "no key 'bugdet'; is 'budget' meant"),
+        ("budget: 25%", "budget must be a number, as '0.5' is; got '25%'"),
+        ("number_of_epochs: 2.5", "number_of_epochs must be a whole number"),
+        ("lr: -0.1", "lr must be a number from 0 on"),
+    ],
+)
+def test_a_bad_override_leaves_nothing(hparams, overrides, says):
+    with pytest.raises(ValueError, match=says):
+        start(hparams, overrides)
+    assert not hparams[1].exists()
+
+
+def test_a_damaged_result_is_no_result(hparams, caplog):
+    start(hparams, finish=True)
+    (hparams[1] / "result.json").write_text('{"x": ', encoding="utf-8")
+    assert start(hparams) is not None
+    assert "result.json is damaged" in caplog.text
+    assert (hparams[1] / "result.json.broken").exists()

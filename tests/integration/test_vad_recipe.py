@@ -178,12 +178,21 @@ def test_tensorboard_of_two_processes(corpus, tmp_path):
 
 def test_finished_result_is_kept(corpus, tmp_path):
     """A second call does not train again or touch the result."""
-    (tmp_path / "result.json").write_text("{}")
-    out = run("hparams/crnn_gated.yaml", tmp_path, corpus)
-    assert out.returncode == 0
-    assert "finished" in out.stdout
-    assert (tmp_path / "result.json").read_text() == "{}"
-    assert not (tmp_path / "train_log.txt").exists()
+    tiny = ["--conv_channels=8", "--rnn_units=8", "--dnn_neurons=8"]
+    tiny += ["--number_of_epochs=2", "--freeze_epoch=2", "--budget=0.5"]
+    first = run("hparams/crnn_gated.yaml", tmp_path, corpus, *tiny)
+    assert first.returncode == 0, first.stdout[-3000:]
+    files = ("result.json", "train_log.txt", "gates.jsonl")
+    before = [(tmp_path / name).read_bytes() for name in files]
+    again = run("hparams/crnn_gated.yaml", tmp_path, corpus, *tiny)
+    assert again.returncode == 0 and "finished" in again.stdout
+    other = run(
+        "hparams/crnn_gated.yaml", tmp_path, corpus, *tiny, "--data_seed=2"
+    )
+    assert other.returncode == 2
+    assert "data_seed was 1234, is 2" in other.stdout
+    assert "Traceback" not in other.stdout
+    assert [(tmp_path / name).read_bytes() for name in files] == before
 
 
 @pytest.mark.parametrize(
@@ -192,7 +201,7 @@ def test_finished_result_is_kept(corpus, tmp_path):
         ("--gate_layers=[conv9]", "'conv9' names no group"),
         ("--gate_layers=[out]", "out is the output of the model"),
         ("--budget=0.001", "out of reach"),
-        ("--kappa_min=1.5", "kappa_min must be in (0, 1], got 1.5"),
+        ("--kappa_min=1.5", "kappa_min must be a number in (0, 1], got 1.5"),
         ("--freeze_epoch=99", "freeze_epoch must be in [2, number_of_epochs"),
         ("--data_folder=nowhere", "nowhere"),
         ("--random_mix=True", "random_mix"),

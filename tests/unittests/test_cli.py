@@ -29,7 +29,7 @@ def test_inspect_prints_all_groups(capsys):
 def test_overrides_are_those_of_training():
     """What is not asked for has no gate, and the sizes are the new ones."""
     overrides = {"data_folder": "none", "noise_folder": "none"}
-    overrides.update(gate_layers=["conv*"], rnn_units=24)
+    overrides.update(gate_layers=["conv*"], rnn_units=24, budget=0.6)
     text = repr(load_gates(CRNN, overrides))
     assert "no gate: not asked for" in text
     rnn = next(line for line in text.splitlines() if line.startswith("rnn"))

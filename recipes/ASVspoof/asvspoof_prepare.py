@@ -26,7 +26,6 @@ Authors
 
 import json
 import os
-import sys
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,16 +34,12 @@ import numpy as np
 import soundfile as sf
 from speechbrain.utils.logger import get_logger
 
+from noisegate.evaluation.audio import audio_info
 from noisegate.evaluation.files import (
     files_below,
     fingerprint,
     write_atomically,
 )
-
-# Appended, so that the modules of this folder come first.
-sys.path.append(str(Path(__file__).resolve().parents[1] / "VAD"))
-
-from vad_data import audio_info  # noqa: E402
 
 logger = get_logger(__name__)
 
@@ -543,8 +538,8 @@ def _trials_with_audio(protocol, root, folder, roots, phase, problems):
 def _length_s(path):
     """Length in seconds, or what is wrong with a file."""
     try:
-        sample_rate, n_samples = audio_info(path)
-        with sf.SoundFile(path) as audio:
+        sample_rate, n_samples, _ = audio_info(path)
+        with sf.SoundFile(os.fsencode(path)) as audio:
             # Of a truncated file, the header still gives the full length.
             audio.seek(n_samples - 1)
             truncated = len(audio.read(1)) < 1

@@ -12,6 +12,7 @@ Authors
 
 import csv
 import json
+import math
 import random
 import re
 from pathlib import Path
@@ -19,11 +20,14 @@ from pathlib import Path
 import soundfile
 from speechbrain.utils.logger import get_logger
 
+from noisegate.evaluation.audio import audio_info
 from noisegate.evaluation.files import write_atomically
 
 logger = get_logger(__name__)
 
 SPLITS = ("train", "valid", "test")
+COLUMNS = ("id", "speaker", "label", "split", "duration_s")
+_SLACK_S = 0.01  # of times that were rounded
 BACKGROUND = "_background_noise_"
 UNKNOWN, SILENCE = "unknown", "silence"
 WORDS_12 = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop")
@@ -111,7 +115,7 @@ def prepare_keywords(
     paths = train_annotation, valid_annotation, test_annotation
     for split, path in zip(SPLITS, paths):
         chosen = {
-            name: {k: v for k, v in item.items() if k != "split"}
+            name: {k: _escaped(v) for k, v in item.items() if k != "split"}
             for name, item in sorted(items.items())
             if item["split"] == split
         }
@@ -120,14 +124,39 @@ def prepare_keywords(
         logger.info(f"{split}: {len(chosen)} clips")
 
 
+def _escaped(value):
+    """A value as SpeechBrain's replacements leave it."""
+    if not isinstance(value, str):
+        return value
+    return value.replace("{", "{{").replace("}", "}}")
+
+
 def _from_table(folder):
-    items = {}
-    with open(folder / "clips.csv", newline="", encoding="utf-8-sig") as fin:
-        for row in csv.DictReader(fin):
+    items, path = {}, folder / "clips.csv"
+    with open(path, newline="", encoding="utf-8-sig") as fin:
+        reader = csv.DictReader(fin)
+        missing = set(COLUMNS) - set(reader.fieldnames or ())
+        if missing:
+            raise ValueError(
+                f"{path} has the columns {reader.fieldnames}, expected "
+                f"{list(COLUMNS)}"
+            )
+        for number, row in enumerate(reader, start=2):
+            times = {k: row.get(k) or 0 for k in ("start_s", "duration_s")}
+            try:
+                times = {key: float(value) for key, value in times.items()}
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
+            if not 0 <= times["start_s"] < math.inf > times["duration_s"] > 0:
+                raise ValueError(
+                    f"{path}, line {number}: '{row['id']}' begins at "
+                    f"{row.get('start_s')} s and lasts {row['duration_s']} s"
+                )
+            if row["id"] in items:
+                raise ValueError(f"{path} has the id '{row['id']}' twice")
             items[row["id"]] = {
                 "wav": str(folder / row.get("file", f"flac/{row['id']}.flac")),
-                "start_s": float(row.get("start_s", 0)),
-                "duration_s": float(row["duration_s"]),
+                **times,
                 "speaker": row["speaker"] or f"silence_{row['split']}",
                 "label": row["label"],
                 "split": row["split"],
@@ -206,7 +235,29 @@ def _check(folder, items, sample_rate):
             )
     if missing := set(SPLITS) - set(split_of.values()):
         raise ValueError(f"{folder} has no clips for {sorted(missing)}")
-    for path in sorted({item["wav"] for item in items.values()}):
-        rate = soundfile.info(path).samplerate
-        if rate != sample_rate:
-            raise ValueError(f"{path} has {rate} Hz, not {sample_rate}")
+    needed_s = {}
+    for item in items.values():
+        stop_s = item["start_s"] + (item["duration_s"] or 0.0)
+        needed_s[item["wav"]] = max(needed_s.get(item["wav"], 0.0), stop_s)
+    bad = []
+    for path, stop_s in sorted(needed_s.items()):
+        try:
+            rate, n_samples, n_channels = audio_info(path)
+        except (FileNotFoundError, ValueError) as error:
+            bad.append(str(error))
+            continue
+        if (rate, n_channels) != (sample_rate, 1):
+            bad.append(
+                f"{path} has {rate} Hz and {n_channels} channels, expected "
+                f"{sample_rate} Hz and 1"
+            )
+        elif n_samples / rate < stop_s - _SLACK_S:
+            bad.append(
+                f"{path} lasts {n_samples / rate:.3f} s, clips of it go to "
+                f"{stop_s:.3f} s"
+            )
+    if bad:
+        raise ValueError(
+            f"{len(bad)} of {len(needed_s)} audio files cannot be used: "
+            + "; ".join(bad[:10])
+        )

@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import os
-import re
 
 import numpy as np
 import soundfile as sf
@@ -21,6 +20,8 @@ from scipy.signal import resample_poly
 from speechbrain.dataio.dataio import load_data_json
 from speechbrain.utils.data_pipeline import provides, takes
 from speechbrain.utils.logger import get_logger
+
+from noisegate.evaluation.audio import audio_info
 
 logger = get_logger(__name__)
 
@@ -57,45 +58,9 @@ MAX_PEAK = 0.99
 MIN_SUM_SHARE = 0.1
 MAX_FAILED_SHARE = 0.01
 MAX_LISTED = 10
-# As programs write it that could not know the length.
-_UNKNOWN_SIZE = 2**32 - 1
-_WRONG_SIZE = re.compile(r"^\s*data\s*:\s*(\d+)\s*\(should be (\d+)\)", re.M)
 
 
 # --------------------------------------------------------------- reading
-
-
-def audio_info(path):
-    """Sample rate and length of an audio file, from its header.
-
-    Arguments
-    ---------
-    path : str
-        The file.
-
-    Returns
-    -------
-    sample_rate : int
-        In Hz.
-    n_samples : int
-        Per channel, never 0.
-    """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"audio file {path} does not exist")
-    try:
-        info = sf.info(os.fsencode(path), verbose=True)
-    except (RuntimeError, OSError) as error:
-        raise ValueError(f"audio file {path} is unreadable: {error}") from error
-    # libsndfile takes what is there and says so in its log alone
-    wrong = _WRONG_SIZE.search(info.extra_info)
-    if wrong and int(wrong[1]) != _UNKNOWN_SIZE:
-        raise ValueError(
-            f"audio file {path} is damaged: its header says {wrong[1]} bytes "
-            f"of samples, the file holds {wrong[2]}"
-        )
-    if info.frames <= 0:
-        raise ValueError(f"audio file {path} is empty: it holds no samples")
-    return info.samplerate, info.frames
 
 
 def check_channels(path):
@@ -141,7 +106,7 @@ def read_audio(path, start_s=0.0, stop_s=None, sample_rate=16000, channel=None):
         float32. A missing file raises FileNotFoundError; one that is
         unreadable, empty, too short or holds NaN or Inf raises ValueError.
     """
-    file_rate, n_samples = audio_info(path)
+    file_rate, n_samples, _ = audio_info(path)
     start = round(start_s * file_rate)
     stop = n_samples if stop_s is None else round(stop_s * file_rate)
     # 10 ms are allowed for the rounding of the times in a manifest.
@@ -216,7 +181,8 @@ def active_frames(signal, sample_rate):
     length = sample_rate * FRAME_MS // 1000
     n_frames = math.ceil(len(signal) / length)
     padded = np.zeros(n_frames * length)
-    padded[: len(signal)] = signal
+    if len(signal):  # an offset is no sound
+        padded[: len(signal)] = signal - np.mean(signal)
     rms = np.sqrt(np.mean(padded.reshape(n_frames, length) ** 2, axis=1))
     floor = max(SILENCE_RMS, rms.max(initial=0.0) * 10 ** (-SILENCE_DB / 20))
     return rms > floor
@@ -268,7 +234,7 @@ def speech_rms(speech, segments, sample_rate):
 def _rms(signal):
     if len(signal) == 0:
         return 0.0
-    return float(np.sqrt(np.mean(np.square(signal, dtype=np.float64))))
+    return float(np.std(signal, dtype=np.float64))  # an offset is no sound
 
 
 def mix_at_snr(
@@ -766,7 +732,7 @@ def check_manifests(paths, replacements, skip_bad_files=False):
     bad = {}
     for wav, stop_s in needed_s.items():
         try:
-            sample_rate, n_samples = audio_info(wav)
+            sample_rate, n_samples, _ = audio_info(wav)
             if n_samples / sample_rate < stop_s - FRAME_MS / 1000:
                 raise ValueError(
                     f"audio file {wav} lasts {n_samples / sample_rate:.3f} s, "

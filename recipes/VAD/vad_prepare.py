@@ -843,7 +843,7 @@ def _scan(utterances, noises, root, noise_root, sample_rate, skip_bad_files):
 
 
 def _scan_speech(utterance, path, sample_rate):
-    file_rate, n_samples = audio_info(path)
+    file_rate, n_samples, _ = audio_info(path)
     duration_s = n_samples / file_rate
     utterance["duration_s"] = duration_s
     if not utterance["mix"]:
@@ -874,7 +874,7 @@ def _scan_speech(utterance, path, sample_rate):
 
 def _scan_noise(noise, path, sample_rate):
     """Notes the frames with sound; False if there are too few."""
-    file_rate, n_samples = audio_info(path)
+    file_rate, n_samples, _ = audio_info(path)
     check_channels(path)
     active = active_frames(
         read_audio(path, sample_rate=sample_rate), sample_rate

@@ -139,7 +139,7 @@ def test_the_sample_is_in_line_with_the_originals():
         ("a list", FileNotFoundError, "neither Speech Commands"),
         ("a file", FileNotFoundError, "lacks 1 files of its lists"),
         ("the noise", FileNotFoundError, "no WAV files"),
-        ("a rate", ValueError, "8000 Hz, not 16000"),
+        ("a rate", ValueError, "8000 Hz and 1 channels, expected 16000 Hz"),
     ],
 )
 def test_what_is_wrong_is_named(change, error, message, corpus, tmp_path):

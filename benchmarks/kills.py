@@ -7,10 +7,13 @@
 Each case is a command. It is run once to its end; then again and again in new
 folders, where the whole process group gets SIGKILL once or twice: at a random
 moment, or when Python opens, renames or removes its n-th file for writing.
-Started again until it ends, it must have left the same result, scores,
-history of widths, log and weights. Corpora are made here of noise and tones;
-a run takes seconds. Results are written after each kill to
-benchmarks/results/kills.json; kills that are in it are not repeated.
+Then, in every third run, a file of a checkpoint is damaged: cut, zeroed, put in
+the place of another, deleted. Started again until it ends, it must have left
+the same result, scores, history of widths, log and weights. "Two at once" are
+two processes that start in one folder at the same moment: one has to do the
+run, the other to say why it does not. Corpora are made here of noise and tones;
+a run takes seconds. Results are written after each run to
+benchmarks/results/kills.json; what is in it is not repeated.
 
 Authors
  * The noisegate developers, 2026
@@ -45,6 +48,8 @@ from noisegate.evaluation.files import (
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results" / "kills.json"
+PAIRS = "two at once"
+HOWS = ("cut", "zeroed", "swapped", "deleted")
 RATE = 16000
 MARK = "KILLS_RUN"  # of the processes of a run
 TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -260,6 +265,8 @@ def killed(case, data, folder, number, seconds, expected):
             pass
         kill_all(out)
         process.wait()
+    if draw.random() < 1 / 3 and (damage := damaged(out, draw)):
+        places.append(damage)
     ended = finish(case, data, out)
     found = left_by(out) if out.exists() else {}
     names = {**expected, **found}
@@ -272,6 +279,45 @@ def killed(case, data, folder, number, seconds, expected):
         "kills": places,
         "ended": ended is not None,
         "differ": differ,
+    }
+
+
+def damaged(out, draw):
+    """Damages a file of a checkpoint; says which and how, or None."""
+    files = [p for p in sorted(out.rglob("save/CKPT*/*")) if p.stat().st_size]
+    if not files:
+        return None
+    path, other = draw.choice(files), draw.choice(files)
+    content = path.read_bytes()
+    how = draw.choice(HOWS)
+    if how == "deleted":
+        path.unlink()
+    else:
+        changed = {
+            "cut": content[: draw.randrange(len(content))],
+            "zeroed": bytes(len(content)),
+            "swapped": other.read_bytes(),
+        }
+        path.write_bytes(changed[how])
+    return f"{path.name} {how}"
+
+
+def two_at_once(case, data, folder, number, expected):
+    """Two processes in one folder; what came out of it."""
+    out = folder / f"pair{number}"
+    processes = [start(case, data, out) for _ in range(2)]
+    codes = sorted(process.wait() for process in processes)
+    text = out.with_suffix(".txt").read_text("utf-8")
+    found = left_by(out)
+    good = codes == [0, 2] and "is used by another process" in text
+    if good and found == expected:
+        shutil.rmtree(out)
+    return {
+        "case": PAIRS,
+        "number": number,
+        "kills": [],
+        "ended": good,
+        "differ": [n for n in expected if expected[n] != found.get(n)],
     }
 
 
@@ -296,8 +342,12 @@ def campaign(n_kills):
         whole[case] = seconds, left_by(out)
         print(f"{case}: {seconds:.1f} s", flush=True)
     while len(results) < n_kills:
-        case = min(CASES, key=lambda name: done[name])
-        row = killed(case, folder / "data", folder, done[case], *whole[case])
+        case = min((*CASES, PAIRS), key=lambda name: done[name])
+        place = folder / "data", folder, done[case]
+        if case == PAIRS:
+            row = two_at_once("VAD", *place, whole["VAD"][1])
+        else:
+            row = killed(case, *place, *whole[case])
         done[case] += 1
         results.append(row)
         write_atomically(RESULTS, json.dumps(results, indent=0) + "\n")
@@ -308,13 +358,16 @@ def table():
     """The table of the README."""
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     rows = []
-    for case in CASES:
+    for case in (*CASES, PAIRS):
         mine = [row for row in results if row["case"] == case]
         places = [place for row in mine for place in row["kills"]]
         files = sum(place.startswith("file") for place in places)
+        damages = sum(place.endswith(HOWS) for place in places)
+        moments = len(places) - files - damages
         same = sum(row["ended"] and not row["differ"] for row in mine)
-        rows.append([case, len(mine), len(places) - files, files, same])
+        rows.append([case, len(mine), moments, files, damages, same])
     headings = ["case", "runs", "kills at a moment", "kills at a file"]
+    headings.append("damaged checkpoints")
     return markdown_table([*headings, "ended the same"], rows)
 
 

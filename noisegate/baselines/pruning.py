@@ -17,6 +17,7 @@ from speechbrain.utils.logger import get_logger
 from noisegate.baselines.gates import HardGate
 from noisegate.compact import compact
 from noisegate.cut import cut, kept_features
+from noisegate.extras import extra
 from noisegate.gate import check_number
 from noisegate.loss import ComplexityLoss
 from noisegate.rules.base import rule_of
@@ -341,12 +342,8 @@ class _PrunedCopy:
     """
 
     def __init__(self, gates):
-        try:
+        with extra("baselines"):
             import torch_pruning
-        except ImportError as error:
-            raise ImportError(
-                'torch-pruning is missing: pip install -e ".[rivals]"'
-            ) from error
         self.gates = gates
         self.model, _ = compact(gates)
         keep = gates.open_channels()

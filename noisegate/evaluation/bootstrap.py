@@ -11,6 +11,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from noisegate.evaluation.metrics import _checked
+from noisegate.extras import extra
 
 
 def confidence_intervals(
@@ -65,7 +66,8 @@ def confidence_intervals(
     >>> low < eer(scores, labels) < high
     True
     """
-    from confidence_intervals import get_bootstrap_indices, get_conf_int
+    with extra("asvspoof"):
+        from confidence_intervals import get_bootstrap_indices, get_conf_int
 
     if not 0 < level < 100:
         raise ValueError(f"level must be in (0, 100) percent, got {level}")

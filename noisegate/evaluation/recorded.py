@@ -18,6 +18,7 @@ from speechbrain.utils.train_logger import TensorboardLogger
 from noisegate import __version__
 from noisegate.brain import GatedBrain
 from noisegate.evaluation.files import write_atomically
+from noisegate.extras import extra
 
 logger = get_logger(__name__)
 
@@ -69,13 +70,8 @@ def tensorboard_logger(output_folder):
     ImportError
         If the package tensorboard is not installed.
     """
-    try:
+    with extra("tensorboard"):
         return TensorboardLogger(os.path.join(output_folder, "tensorboard"))
-    except ImportError as error:
-        raise ImportError(
-            "use_tensorboard needs the package tensorboard: "
-            "pip install tensorboard"
-        ) from error
 
 
 class RecordedBrain(GatedBrain):

@@ -25,6 +25,7 @@ from noisegate.evaluation.files import (
 )
 from noisegate.evaluation.results import SweepFolder, figures, summarize
 from noisegate.evaluation.sections import SECTIONS
+from noisegate.extras import extra
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
@@ -171,14 +172,9 @@ def write_report(
             text = markdown_table(headings, table)
             fill_blocks(readme, **{block or sweep.folder.name: text})
         return sweep.folder / "cells.jsonl"
-    for name in ("jinja2", "plotly"):
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            raise ImportError(
-                f"the report needs {name}: pip install "
-                "'speechbrain-noisegate[report]'"
-            )
+    with extra("report"):
+        importlib.import_module("jinja2")
+        importlib.import_module("plotly")
     data = SweepResults(sweep, metric, published)
     plan = sweep.plan
     title = f"{plan['recipe']}, {plan['hparams']}: trade-off of a sweep"

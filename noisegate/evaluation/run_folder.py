@@ -211,6 +211,11 @@ def owned(folder):
     folder : pathlib.Path
         The folder; is made.
 
+    Returns
+    -------
+    contextlib.AbstractContextManager
+        For a ``with`` block, at whose end the folder is free.
+
     Raises
     ------
     BlockingIOError
@@ -286,6 +291,10 @@ def result_of(folder):
     ---------
     folder : pathlib.Path
         That of the run. A result that cannot be read is set aside.
+
+    Returns
+    -------
+    dict or None
     """
     path = folder / "result.json"
     if not path.exists():

@@ -31,6 +31,7 @@ from noisegate.evaluation.chain import CHAIN_KEYS
 from noisegate.evaluation.files import write_atomically
 from noisegate.evaluation.methods import METHODS, derive
 from noisegate.evaluation.results import Cell, SweepFolder, records, yaml_name
+from noisegate.extras import extra
 
 _POLL_S = 0.5
 _SLURM_PAUSE_S = 30.0
@@ -373,7 +374,8 @@ class _SlurmRun:
         self.asked, self.pause_s = time.monotonic(), 1.0
 
     def _submit(self, sweep, folder, options):
-        import submitit
+        with extra("slurm"):
+            import submitit
 
         executor = submitit.SlurmExecutor(folder / "slurm")
         executor.update_parameters(**{"job_name": self.cell.name, **options})

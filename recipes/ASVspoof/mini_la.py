@@ -71,6 +71,7 @@ from scipy.spatial.distance import cdist
 from speechbrain.utils.logger import get_logger
 
 from noisegate.evaluation.files import write_atomically
+from noisegate.extras import extra
 
 # Appended, so that the modules of this folder come first.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "VAD"))
@@ -185,7 +186,8 @@ def world_f0(signal):
     time_s : numpy.ndarray (frames,)
         Centres of the frames.
     """
-    import pyworld
+    with extra("asvspoof"):
+        import pyworld
 
     signal = np.ascontiguousarray(signal, dtype=np.float64)
     coarse, time_s = pyworld.dio(signal, SAMPLE_RATE)
@@ -209,7 +211,8 @@ def world_analysis(signal):
     aperiodicity : numpy.ndarray (frames, bins)
         Share of noise, 0 to 1.
     """
-    import pyworld
+    with extra("asvspoof"):
+        import pyworld
 
     signal = np.ascontiguousarray(signal, dtype=np.float64)
     f0_hz, time_s = world_f0(signal)
@@ -219,7 +222,8 @@ def world_analysis(signal):
 
 
 def _world_synthesis(f0_hz, envelope, aperiodicity):
-    import pyworld
+    with extra("asvspoof"):
+        import pyworld
 
     return pyworld.synthesize(
         f0_hz,
@@ -256,7 +260,8 @@ def _world_parametric(material, generator):
     The envelope is coded to 24 coefficients and aperiodicity to its bands; F0
     and envelope are smoothed over 35 ms, as statistical models do.
     """
-    import pyworld
+    with extra("asvspoof"):
+        import pyworld
 
     f0_hz, envelope, aperiodicity = material.analysis
     fft_size = 2 * (envelope.shape[1] - 1)

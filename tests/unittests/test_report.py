@@ -454,7 +454,7 @@ def test_the_command_and_its_errors(tmp_path, capsys, monkeypatch):
     def error(*arguments):
         with pytest.raises(SystemExit) as stop:
             main(["report", *map(str, arguments)])
-        assert stop.value.code == 1
+        assert stop.value.code == 2
         return capsys.readouterr().err
 
     pytest.importorskip("plotly")

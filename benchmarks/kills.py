@@ -90,6 +90,7 @@ CASES = {  # recipe, launcher, arguments
         "Synthetic",
         ["-m", "noisegate", "sweep"],
         ["hparams/student_gated.yaml", "--folder={out}", "--budgets=0.5"]
+        + ["--retry"]  # where a cell was killed, not the sweep
         + ["--methods=noise,narrow", "--", "--number_of_epochs=3"]
         + ["--freeze_epoch=2", "--ckpt_interval_steps=2"],
     ),

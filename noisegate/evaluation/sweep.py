@@ -31,6 +31,7 @@ from noisegate.evaluation.chain import CHAIN_KEYS
 from noisegate.evaluation.files import write_atomically
 from noisegate.evaluation.methods import METHODS, derive
 from noisegate.evaluation.results import Cell, SweepFolder, records, yaml_name
+from noisegate.evaluation.run_folder import plan_of
 from noisegate.extras import extra
 
 _POLL_S = 0.5
@@ -117,7 +118,7 @@ class Sweep(SweepFolder):
         if variants:
             self._asked["variants"] = variants
         if chain:
-            self._asked["chain"] = self._stages(files)
+            self._asked["chain"] = self._stages(files, overrides)
             budgets = {1.0, *budgets}  # where it starts from
         known = [name for name in METHODS if name != "dense"]
         for method in methods:
@@ -153,9 +154,10 @@ class Sweep(SweepFolder):
         self._write_plan()
 
     @staticmethod
-    def _stages(files):
+    def _stages(files, overrides):
         """The keys of a chain, of one YAML."""
-        hparams = YAML(typ="rt").load(files[0].read_text(encoding="utf-8"))
+        lines = (text.lstrip("-").replace("=", ": ", 1) for text in overrides)
+        hparams = plan_of(files[0], "\n".join(lines))
         missing = [key for key in CHAIN_KEYS if key not in hparams]
         if missing or len(files) > 1:
             raise ValueError(

@@ -318,7 +318,7 @@ def test_methods_in_a_chain(tmp_path, monkeypatch):
     assert alone["widths"] == widths
     assert alone["test"] == sweep.result("noise_0.25_1")["test"]
     other = tmp_path / "other.yaml"
-    other.write_text(text.replace("teacher_folder: null", "unused: null"))
+    other.write_text(text.replace("\nstage:", "\nunused:"))
     with pytest.raises(ValueError, match="a chain needs one YAML"):
         Sweep([other], tmp_path / "other", [0.5], ["noise"], chain=True)
 

@@ -134,7 +134,10 @@ def _report(known, overrides):
 def _latency(known, overrides):
     """Times the models of a sweep."""
     from noisegate.evaluation.latency import describe_latency, write_latency
+    from noisegate.evaluation.trust import check_trust
 
+    for place in Path(known.folder).glob("cells/*/compact/hyperparams.yaml"):
+        check_trust(place, known.trust)
     path = write_latency(known.folder, known.rounds)
     print(describe_latency(json.loads(path.read_text(encoding="utf-8"))))
     print(f"\nlatency: {path}")
@@ -254,6 +257,11 @@ def main(arguments=None):
     latency.add_argument("folder", help="--folder of the sweep")
     latency.add_argument(
         "--rounds", type=_count, default=15, help="times that each model is run"
+    )
+    latency.add_argument(
+        "--trust",
+        action="store_true",
+        help="load models that bring code of their own (docs/security.md)",
     )
     # Behind "--", an argument could be taken for another YAML
     end = arguments.index("--") if "--" in arguments else len(arguments)

@@ -204,6 +204,39 @@ class Masked(torch.nn.Module):
         return self._own[0].run(parameters, args, kwargs)
 
 
+class Spacing(torch.nn.Module):
+    """Spaces mel filters for the width of their gate, in each pass."""
+
+    def __init__(self, gate, rule):
+        super().__init__()
+        self._gate, self._rule = (gate,), rule
+
+    def put_on(self, bank):
+        """Comes before the forward of a filterbank, and behind it."""
+        self._hooks = (
+            bank.register_forward_pre_hook(self._space),
+            bank.register_forward_hook(self._restore, always_call=True),
+        )
+
+    def take_off(self, bank):
+        """Undoes :meth:`put_on`."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _space(self, bank, args):
+        (gate,) = self._gate
+        self._before = bank.f_central, bank.band
+        if gate.is_open(self.training):
+            return
+        width = gate.integer_width()
+        if not gate.is_hard(self.training):
+            width = gate.width().to(bank.all_freqs_mat.device)
+        bank.f_central, bank.band = self._rule.spaced(width)
+
+    def _restore(self, bank, args, output):
+        bank.f_central, bank.band = self._before
+
+
 class Padded(torch.nn.Module):
     """Keeps torch's encoder from packing frames, which no gate can read."""
 

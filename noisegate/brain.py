@@ -546,6 +546,11 @@ class GatedBrain(sb.Brain):
         model reads, of those at full width: features computed once (a cache)
         fit the model while it is trained, the cut one reads the open bands."""
         gate = self.gates.get(FEATURES)
+        if self._compacted is None and self.gates.respaced:
+            raise ValueError(
+                "features that were computed once do not follow mel bands "
+                "that are spaced anew (respace): compute them in each step"
+            )
         if self._compacted is None or gate is None:
             return feats
         return feats[..., gate.open_channels().to(feats.device)]

@@ -89,7 +89,11 @@ def compact(gates):
     if front_end is not None:
         undeclare(front_end)
     if FEATURES in keep:
-        front_end = rule_of(front_end).cut("out", keep[FEATURES])
+        rule = rule_of(front_end)
+        if gates.respaced:
+            front_end = rule.respaced(len(keep[FEATURES]))
+        else:
+            front_end = rule.cut("out", keep[FEATURES])
     return model.eval(), front_end
 
 

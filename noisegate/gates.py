@@ -13,7 +13,7 @@ import torch
 from speechbrain.utils.logger import get_logger
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from noisegate.attach import Tap, attach, has_gates
+from noisegate.attach import Part, Spacing, Tap, attach, has_gates
 from noisegate.cost import CostModel
 from noisegate.cut import detached_copy
 from noisegate.gate import NoiseGate
@@ -135,7 +135,9 @@ class Gates(collections.abc.Mapping):
         Whether open channels are ranked every few steps by how much they are
         used, and mel bands such that any number of them is spread over the
         spectrum; False keeps the order of the channels (the published form,
-        in which the lowest bands stay).
+        in which the lowest bands stay). With ``{"features": {"respace":
+        True}}`` in ``layers`` fewer bands are wider ones, as a filterbank of
+        that many has them, and the cut front-end is such a one.
     segment_s : float
         Seconds of audio that are processed at once; costs refer to it.
     sample_rate : int
@@ -239,13 +241,16 @@ class Gates(collections.abc.Mapping):
         self.cost = CostModel(model, self.groups, example, segment_s, front_end)
         if layers is None or layers:
             self.cost.fit_products(model, self.groups, whole)
-        self.reorders = reorder
+        self.reorders, self.respaced = reorder, False
         self._gates = {}
         self._parts = []  # (group, what is on its layers)
         wished = []  # all are made before one is put on
         for group, pattern, options in self._select(layers):
             options = dict(options)
             wanted = options.pop("granularity", granularity)
+            if options.pop("respace", False):
+                self._check_respace(group)
+                self.respaced = True
             try:
                 options["granularity"] = math.lcm(group.granularity, wanted)
                 made = (group.gate or gate)(size=group.size, **options)
@@ -334,6 +339,14 @@ class Gates(collections.abc.Mapping):
             if selected.get(group.name, (None, False))[1] is not False
         ]
 
+    def _check_respace(self, group):
+        front_end = self.front_end
+        if group.name != FEATURES or not front_end.compute_fbanks.freeze:
+            raise ValueError(
+                f"'{group.name}': respace is for the mel bands of a "
+                "filterbank whose filters are not trained"
+            )
+
     def _leave_out(self, path):
         """Locks the groups that layers of a module read or make."""
         if path not in dict(self.model.named_modules()):
@@ -347,7 +360,12 @@ class Gates(collections.abc.Mapping):
                 group.locked_reason = f"part of '{path}', which is untouched"
 
     def _attach(self, group, gate):
-        if group.name == FEATURES and self.reorders:
+        if group.name == FEATURES and self.respaced:
+            bank = self.front_end.compute_fbanks
+            part = Part(bank, "spacing", Spacing(gate, rule_of(self.front_end)))
+            part.put()
+            self._parts.append((group.name, part))
+        elif group.name == FEATURES and self.reorders:
             gate.rank.copy_(spread_ranks(gate.size))
         steps = math.ceil(group.min_width / gate.granularity)
         gate.min_width = max(gate.min_width, steps * gate.granularity)

@@ -54,7 +54,29 @@ class FbankRule(LayerRule):
         with torch.no_grad():
             bank.f_central.copy_(old.f_central.cpu()[index] * scale)
             bank.band.copy_(old.band.cpu()[index] * scale)
-        # Settings that may have been made behind the constructor
+        return self._set(new)
+
+    def spaced(self, bands):
+        """Returns centres and bandwidths, in Hz, of all filters if they are
+        spaced as those of a filterbank of that many bands, which may be a
+        real number: the first behind them is at the end of the spectrum."""
+        bank = self.layer.compute_fbanks
+        low, high = bank._to_mel(bank.f_min), bank._to_mel(bank.f_max)
+        step = (high - low) / (bands + 1)
+        mel = low + step * torch.arange(bank.n_mels + 2)
+        if not torch.is_tensor(bands):  # to the bit
+            mel[: bands + 2] = torch.linspace(low, high, bands + 2)
+        hz = bank._to_hz(mel)
+        return hz[1:-1], (hz[1:] - hz[:-1])[:-1]
+
+    def respaced(self, bands):
+        """Returns a plain filterbank of that many bands."""
+        new = sb.lobes.features.Fbank(**{**self.arguments(), "n_mels": bands})
+        return self._set(new)
+
+    def _set(self, new):
+        """Brings over what may have been set behind the constructor."""
+        old, bank = self.layer.compute_fbanks, new.compute_fbanks
         names = ("log_mel", "power_spectrogram", "multiplier", "amin")
         for name in (*names, "ref_value", "db_multiplier", "top_db"):
             setattr(bank, name, getattr(old, name))

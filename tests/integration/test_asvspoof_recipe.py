@@ -238,12 +238,12 @@ def test_two_processes(corpus, tmp_path):
     assert result["macs_per_second"] <= 1.01 * limit
 
 
-def test_finished_result_is_kept(corpus, tmp_path):
-    """A second call does not train again or touch the result."""
+def test_a_result_of_unknown_settings_is_kept(corpus, tmp_path):
+    """It is said, and nothing is trained or touched."""
     (tmp_path / "result.json").write_text("{}")
     out = run(GATED, tmp_path, corpus)
-    assert out.returncode == 0
-    assert "finished" in out.stdout
+    assert out.returncode == 2
+    assert "holds a run of unknown settings" in out.stdout
     assert (tmp_path / "result.json").read_text() == "{}"
     assert not (tmp_path / "train_log.txt").exists()
 

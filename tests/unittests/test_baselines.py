@@ -428,5 +428,5 @@ def test_models_that_torch_pruning_takes_for_others(name, message):
 def test_torch_pruning_is_missing(monkeypatch):
     """It is optional."""
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
-    with pytest.raises(ImportError, match=r"\.\[rivals\]"):
+    with pytest.raises(ImportError, match=r"\[baselines\]"):
         TorchPruning(network(HardGate), 0.5)

@@ -557,7 +557,10 @@ layers:
         (["role:conv"], "roles: .*'ffn'"),
         ({"rnn": {"granularity": 5}}, "'rnn', 'rnn': granularity must divide"),
         ({"r*": {"kappa": 0.1}}, "'r\\*', 'rnn': .*kappa"),
-        ({"rnn": {"kappa_min": 2}}, "'rnn', 'rnn': kappa_min must be in"),
+        (
+            {"rnn": {"kappa_min": 2}},
+            "'rnn', 'rnn': kappa_min must be a number in",
+        ),
         ({"rnn": 0.1}, "'rnn' needs options of its gates"),
         ({"out": {}}, "out is the output of the model"),
     ],

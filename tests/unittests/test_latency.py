@@ -190,7 +190,7 @@ def test_errors(tmp_path, capsys):
     def message(*options):
         with pytest.raises(SystemExit) as stop:
             main(["latency", str(tmp_path), *options])
-        assert stop.value.code == 1
+        assert stop.value.code == 2
         assert not (tmp_path / "latency.json").exists()
         return capsys.readouterr().err
 

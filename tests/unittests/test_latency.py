@@ -199,6 +199,6 @@ def test_errors(tmp_path, capsys):
     assert "no cell of" in message()
     write_sweep(tmp_path, {})
     assert "input_shape" in message() and "older" in message()
-    assert "at least one round" in message("--rounds=0")
+    assert "expected 1 or more, got 0" in message("--rounds=0")
     (tmp_path / "cells" / "dense_1_1" / "compact").rename(tmp_path / "away")
     assert "has no cut model" in message()

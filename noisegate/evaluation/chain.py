@@ -135,7 +135,7 @@ def stages(hparams_file, overrides=None, run_opts=None):
         _check_chain(plan)
     with contextlib.ExitStack() as stack:
         if if_main_process():
-            if overwrite:
+            if overwrite and top.exists():
                 with owned(top):
                     move_aside(top)
             stack.enter_context(owned(top))

@@ -191,8 +191,6 @@ def move_aside(folder):
     folder : pathlib.Path
         The folder.
     """
-    if not folder.exists():
-        return
     number = 1
     while (target := folder.with_name(f"{folder.name}.old{number}")).exists():
         number += 1

@@ -124,10 +124,13 @@ def test_a_folder_may_be_moved(hparams, tmp_path):
 
 def test_overwrite_moves_the_old_folder_aside(hparams):
     _, folder = hparams
-    start(hparams, finish=True)
+    start(hparams, "{overwrite: true}", finish=True)  # of nothing
     found = start(hparams, "{budget: 0.2, overwrite: true}", finish=True)
     assert found == {"budget": 0.2}
     assert start(hparams, "{overwrite: true}") == {}
+    assert sorted(p.name for p in folder.parent.iterdir()) == [
+        *("hparams.yaml", "run", "run.old1", "run.old2"),
+    ]
     before = [folder.with_name(f"run.old{n}") for n in (1, 2)]
     budgets = [
         json.loads((f / "settings.json").read_text("utf-8"))["budget"]

@@ -198,7 +198,8 @@ class GatedBrain(sb.Brain):
             )
         self._steps_per_epoch = len(train_set)
         data = getattr(train_set, "dataset", None)
-        if hasattr(data, "__getitem__") and not hasattr(data, "__getitems__"):
+        mapped = isinstance(data, torch.utils.data.Dataset)
+        if mapped and not hasattr(data, "__getitems__"):
             data.__getitems__ = Batches(data, self.seeds)
         if self.debug:
             self._steps_per_epoch = min(len(train_set), self.debug_batches)

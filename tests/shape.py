@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROAD = "brain teacher pretrained checkpoints brain_model compact gates loss"
 ROAD += " cost trial cut groups probe attach layers rules _private gate"
 ROAD = ROAD.split()  # imports go to the right
-CORE_LINES, FILE_LINES = 6606, 600  # the aim is 5000 for the core
+CORE_LINES, FILE_LINES = 6607, 600  # the aim is 5000 for the core
 RESULT_FILES, RESULT_MB, YAMLS = 25, 6, 16
 # Files that are still longer than they should be
 LONG = (

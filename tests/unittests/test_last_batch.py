@@ -69,6 +69,17 @@ def test_one_item_alone_is_left_out_and_that_is_said(
     assert (said in caplog.text) == (n_items % 4 == 1)
 
 
+def test_a_list_is_a_dataset():
+    """Of which nothing is drawn."""
+    items = [brains.dataset(8)[i] for i in range(8)]
+    loader = torch.utils.data.DataLoader(
+        items, batch_size=4, collate_fn=sb.dataio.batch.PaddedBatch
+    )
+    trainer = pooled()
+    trainer.fit(trainer.counter, loader, loader)
+    assert trainer.optimizer_step == 4
+
+
 def test_what_the_user_asked_for_stays():
     assert fit(pooled(), 10, drop_last=True).optimizer_step == 4
     # Batches of one are the user's wish

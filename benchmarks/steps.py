@@ -8,8 +8,9 @@
 For each model a file ``FOLDER/steps_*.json`` with, in fp32 and bf16,
 
 * the times of a step: the plain model, its gates open, at half of the
-  channels, final (at half of the MACs), the cut model, and with ``--compile``
-  the first three compiled. All are timed in turn in one process; a ratio is
+  channels, final (at half of the MACs), the cut model, with ``--aligned`` the
+  model cut to multiples of 8, and with ``--compile`` the first three compiled.
+  All are timed in turn in one process; a ratio is
   the median of the ratios within a round;
 * how much more memory than before a step takes at most;
 * how often a step makes the host wait for the device.
@@ -263,12 +264,13 @@ def waits(function, device):
 class Pair:
     """A model with gates, and the same one without."""
 
-    def __init__(self, name, device, batch):
+    def __init__(self, name, device, batch, granularity=1):
         torch.manual_seed(0)
         start = time.perf_counter()
         model, shape = MODELS[name](device.type == "cpu" and batch is None)
         shape = (batch or shape[0], *shape[1:])
-        self.gates = Gates(model, example=[torch.randn(1, *shape[1:])])
+        example = [torch.randn(1, *shape[1:])]
+        self.gates = Gates(model, example=example, granularity=granularity)
         cost = self.gates.cost
         self.about = {
             "model": name,
@@ -320,9 +322,11 @@ class Pair:
         self.cut = compact(self.gates)[0].to(self.device).train()
         return float(self.gates.cost.ratio(widths))
 
-    def final(self, dtype, rounds):
+    def final(self, dtype, rounds, aligned):
         """Figures of the time behind that."""
         models = {"plain": self.plain, "frozen": self.gated, "cut": self.cut}
+        if aligned is not None:
+            models["aligned"] = aligned.cut
         steps = {k: Steps(m, self.x, dtype).step for k, m in models.items()}
         found = {"final": compare(steps, rounds, self.device)}
         found["peak_mb"] = {
@@ -332,7 +336,7 @@ class Pair:
         return found
 
 
-def measure(name, device, batch, rounds, precisions, compiled):
+def measure(name, device, batch, rounds, precisions, compiled, aligned):
     """The figures of one model, by precision."""
     pair = Pair(name, device, batch)
     kinds = {kind: PRECISIONS[kind] for kind in precisions}
@@ -341,8 +345,12 @@ def measure(name, device, batch, rounds, precisions, compiled):
         found = pair.learning(dtype, rounds, compiled)
         results[kind] = {**pair.about, "precision": kind, **found}
     ratio = pair.freeze()
+    other = None
+    if aligned:
+        other = Pair(name, device, batch, granularity=8)
+        other.freeze()
     for kind, dtype in kinds.items():
-        found = pair.final(dtype, rounds)
+        found = pair.final(dtype, rounds, other)
         for key in ("peak_mb", "waits"):
             results[kind][key] |= found.pop(key)
         results[kind] |= {"macs_ratio": ratio, **found}
@@ -366,9 +374,10 @@ def run(arguments, names, device):
         if path.exists() or time.monotonic() > end:
             print("there:" if path.exists() else "left:", path.name)
             continue
-        compiled = name in arguments.compile.split(",")
+        chosen = arguments.compile, arguments.aligned
+        chosen = [name in listed.split(",") for listed in chosen]
         try:
-            found = measure(name, device, *how, compiled)
+            found = measure(name, device, *how, *chosen)
         except ImportError as error:  # transformers is no dependency
             print(f"{name}: left out, {error}")
             continue
@@ -404,7 +413,7 @@ def _table(found):
         "precision",
         "gates",
         "plain, ms",
-        *("open", "half", "frozen", "cut"),
+        *("open", "half", "frozen", "cut", "cut to multiples of 8"),
         "compiled: plain, ms",
         *("open", "half"),
         "waits of a step: plain / half",
@@ -424,6 +433,9 @@ def _table(found):
                 f"{steps['plain']['ms']:.1f}",
                 *(f"{steps[key]['ratio']:.2f}" for key in ("open", "half")),
                 *(f"{final[key]['ratio']:.2f}" for key in ("frozen", "cut")),
+                f"{final['aligned']['ratio']:.2f}"
+                if "aligned" in final
+                else "-",
                 f"{both['plain']['ms']:.1f}" if both else "-",
                 *(
                     f"{both[key]['ratio']:.2f}" if both else "-"
@@ -452,6 +464,7 @@ def main():
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--precisions", default=",".join(PRECISIONS))
     parser.add_argument("--compile", default="", help="models, by commas")
+    parser.add_argument("--aligned", default="", help="models, by commas")
     parser.add_argument("--save", help="as results/steps_NAME.json")
     parser.add_argument("--commit", help="that was measured")
     parser.add_argument("--table", type=Path, help="README to fill")

@@ -183,11 +183,11 @@ def _chain(hparams_file, plan, overrides, run_opts, top):
             values = stage(plan["stage"], float(name), *share)
             values["teacher_folder"] = teacher
         values = run(name, start, **values)
-        claimed = hparams_file, values, run_opts, top
-        result = _finished(top / name, *claimed)
+        result = _finished(top / name, hparams_file, values, run_opts, top)
         if result is None:
             yield values
-            result = _finished(top / name, *claimed)
+            ddp_barrier()  # the main process writes it
+            result = result_of(top / name)
         if result is None:
             raise RuntimeError(f"the run in {top / name} has no result.json")
         results[name] = result

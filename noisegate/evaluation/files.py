@@ -36,6 +36,27 @@ def write_atomically(path, text):
         temporary.unlink(missing_ok=True)
 
 
+def escaped(path):
+    """Returns a path for a manifest, such that SpeechBrain's replacements of
+    ``{root}`` and the like leave it as it is.
+
+    Arguments
+    ---------
+    path : str
+        The path, below the root.
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> escaped("a{b}.wav").format(root="/data")
+    'a{b}.wav'
+    """
+    return path.replace("{", "{{").replace("}", "}}")
+
+
 def files_below(folder):
     """Yields all files below a folder, in order; links are followed.
 
@@ -82,7 +103,7 @@ def fingerprint(*folders):
     False
     """
     content = hashlib.sha256()
-    for folder in folders:
+    for folder in dict.fromkeys(map(str, folders)):
         for path in files_below(folder):
             if not os.path.exists(path):  # a link to nothing
                 continue

@@ -29,12 +29,14 @@ SETTINGS = "settings.json"
 _COUNTS = re.compile(
     r"(^|_)(n|num|number)_|(channels|epochs?|layers|neurons|seed|size|units)$"
 )
+_WAYS_OUT = "Choose another output_folder, or --overwrite=True, which moves "
+_WAYS_OUT += "the old folder aside"
 _TOP = "OUTPUT_FOLDER"  # in it, as folders may be moved
 # Keys of a YAML that do not change what comes out
 FREE = ("num_workers", "use_tensorboard", "feature_cache", "skip_prep")
 FREE += ("ckpt_interval_minutes",)
 MORE = "number_of_epochs"  # may grow while the run is not finished
-# Options of SpeechBrain that do
+# Options of SpeechBrain that change what comes out
 RUN_OPTIONS = ("precision", "eval_precision", "grad_accumulation_factor")
 RUN_OPTIONS += ("max_grad_norm", "optimizer_step_limit", "debug")
 
@@ -88,8 +90,7 @@ def check_overrides(plan, overrides):
             wanted, good = f"{wanted} from 0 on", False
         if not good:
             raise ValueError(
-                f"{key} must be {wanted}, as {_shown(default)} is; got "
-                f"{value!r}"
+                f"{key} must be {wanted}, as {str(default)!r} is; got {value!r}"
             )
 
 
@@ -107,10 +108,6 @@ def _kind(value):
         if isinstance(value, kinds):
             return name
     return None
-
-
-def _shown(default):
-    return repr(default if isinstance(default, str) else str(default))
 
 
 def claim(folder, hparams_file, overrides, run_opts, top=None, passed=()):
@@ -146,9 +143,9 @@ def claim(folder, hparams_file, overrides, run_opts, top=None, passed=()):
     top = str(top or folder)
     finished = result_of(folder) is not None
     path = folder / SETTINGS
+    now = _settings(hparams_file, overrides, run_opts, top)
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
-        now = _settings(hparams_file, overrides, run_opts, top)
         kept = {k: before[k] for k in (*FREE, *passed) if k in before}
         more = now.get(MORE), before.get(MORE)
         if not finished and None not in more and more[0] > more[1]:
@@ -163,14 +160,12 @@ def claim(folder, hparams_file, overrides, run_opts, top=None, passed=()):
         if changes:
             raise ValueError(
                 f"{folder} belongs to a run with other settings: {changes}. "
-                "Choose another output_folder, or --overwrite=True, which "
-                "moves the old folder aside"
+                f"{_WAYS_OUT}"
             )
     elif finished or any(folder.glob("save/CKPT*")):
         raise ValueError(
             f"{folder} holds a run of unknown settings (it has no {SETTINGS})."
-            " Choose another output_folder, or --overwrite=True, which moves "
-            "the old folder aside"
+            f" {_WAYS_OUT}"
         )
     if finished:
         return
@@ -179,7 +174,6 @@ def claim(folder, hparams_file, overrides, run_opts, top=None, passed=()):
             shutil.rmtree(left)
         else:
             left.unlink(missing_ok=True)
-    now = _settings(hparams_file, overrides, run_opts, top)
     write_atomically(path, json.dumps(now, indent=1) + "\n")
 
 

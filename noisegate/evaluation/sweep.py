@@ -24,6 +24,7 @@ import sys
 import time
 from pathlib import Path
 
+import speechbrain as sb
 from ruamel.yaml import YAML
 from tqdm import tqdm
 
@@ -156,8 +157,10 @@ class Sweep(SweepFolder):
     @staticmethod
     def _stages(files, overrides):
         """The keys of a chain, of one YAML."""
-        lines = (text.lstrip("-").replace("=", ": ", 1) for text in overrides)
-        hparams = plan_of(files[0], "\n".join(lines))
+        # As train.py reads them: options of SpeechBrain's own are no keys
+        arguments = [str(files[0]), *overrides]
+        hparams_file, _, overrides = sb.parse_arguments(arguments)
+        hparams = plan_of(hparams_file, overrides)
         missing = [key for key in CHAIN_KEYS if key not in hparams]
         if missing or len(files) > 1:
             raise ValueError(

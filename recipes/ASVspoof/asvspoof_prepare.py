@@ -36,6 +36,7 @@ from speechbrain.utils.logger import get_logger
 
 from noisegate.evaluation.audio import audio_info
 from noisegate.evaluation.files import (
+    escaped,
     files_below,
     fingerprint,
     write_atomically,
@@ -527,8 +528,8 @@ def _trials_with_audio(protocol, root, folder, roots, phase, problems):
                 problems["unreadable files"].append(problem)
                 continue
             relative = Path(trial["path"]).relative_to(root).as_posix()
-            relative = relative.replace("{", "{{").replace("}", "}}")
-            trial.update(wav=f"{{data_root}}/{relative}", length=length_s)
+            wav = "{data_root}/" + escaped(relative)
+            trial.update(wav=wav, length=length_s)
             good.append(trial)
     for kind in [kind for kind, found in problems.items() if not found]:
         del problems[kind]
@@ -538,12 +539,11 @@ def _trials_with_audio(protocol, root, folder, roots, phase, problems):
 def _length_s(path):
     """Length in seconds, or what is wrong with a file."""
     try:
-        sample_rate, n_samples, _ = audio_info(path)
+        sample_rate, n_samples, channels = audio_info(path)
         with sf.SoundFile(os.fsencode(path)) as audio:
             # Of a truncated file, the header still gives the full length.
             audio.seek(n_samples - 1)
             truncated = len(audio.read(1)) < 1
-            channels = audio.channels
     except (OSError, ValueError, RuntimeError) as error:
         text = str(error)
         return None, text if path in text else f"{path} is truncated: {text}"

@@ -21,7 +21,7 @@ import soundfile
 from speechbrain.utils.logger import get_logger
 
 from noisegate.evaluation.audio import audio_info
-from noisegate.evaluation.files import write_atomically
+from noisegate.evaluation.files import escaped, write_atomically
 
 logger = get_logger(__name__)
 
@@ -113,22 +113,17 @@ def prepare_keywords(
         )
     _check(folder, items, sample_rate)
     paths = train_annotation, valid_annotation, test_annotation
+    for item in items.values():
+        item.update({k: escaped(item[k]) for k in ("wav", "speaker", "label")})
     for split, path in zip(SPLITS, paths):
         chosen = {
-            name: {k: _escaped(v) for k, v in item.items() if k != "split"}
+            name: {k: v for k, v in item.items() if k != "split"}
             for name, item in sorted(items.items())
             if item["split"] == split
         }
         text = json.dumps(chosen, indent=1)
         write_atomically(path, text + "\n")
         logger.info(f"{split}: {len(chosen)} clips")
-
-
-def _escaped(value):
-    """A value as SpeechBrain's replacements leave it."""
-    if not isinstance(value, str):
-        return value
-    return value.replace("{", "{{").replace("}", "}}")
 
 
 def _from_table(folder):

@@ -155,14 +155,12 @@ def dataio_prep(hparams):
 
 def add_cached_features(dataset, hparams, hop_ms):
     """Adds "feats" from a cache on disk, and "labels", to a dataset."""
-    make_cache = {
-        "data": dataset.data,
-        "compute_features": hparams["compute_features"],
-        "cache_folder": hparams["feature_cache"],
-        "sample_rate": hparams["sample_rate"],
-    }
-    run_on_main(FeatureCache, kwargs=make_cache)
-    cache = FeatureCache(**make_cache)
+    cache = FeatureCache(  # one process computes, the others wait for it
+        dataset.data,
+        hparams["compute_features"],
+        hparams["feature_cache"],
+        hparams["sample_rate"],
+    )
 
     @sb.utils.data_pipeline.takes("id", "speech")
     @sb.utils.data_pipeline.provides("feats", "labels")

@@ -72,7 +72,10 @@ def check_channels(path):
     path : str
         The file.
     """
-    signal, _ = sf.read(os.fsencode(path), dtype="float32", always_2d=True)
+    _, n_samples, n_channels = audio_info(path)
+    if n_channels == 1:
+        return
+    signal = _read(path, 0, n_samples)
     loudest = max(_rms(channel) for channel in signal.T)
     if _rms(signal.mean(axis=1)) < MIN_SUM_SHARE * loudest:
         raise ValueError(
@@ -116,7 +119,26 @@ def read_audio(path, start_s=0.0, stop_s=None, sample_rate=16000, channel=None):
             f"audio file {path} lasts {n_samples / file_rate:.3f} s, asked for "
             f"{start_s:.3f} to {stop / file_rate:.3f} s"
         )
-    stop = min(stop, n_samples)
+    signal = _read(path, start, min(stop, n_samples))
+    if channel is None:
+        signal = signal.mean(axis=1)
+    elif channel < signal.shape[1]:
+        signal = signal[:, channel]
+    else:
+        raise ValueError(
+            f"audio file {path} has {signal.shape[1]} channels, channel is "
+            f"{channel}"
+        )
+    if sample_rate != file_rate:
+        divisor = math.gcd(sample_rate, file_rate)
+        signal = resample_poly(
+            signal, sample_rate // divisor, file_rate // divisor
+        )
+    return np.ascontiguousarray(signal, dtype=np.float32)
+
+
+def _read(path, start, stop):
+    """Samples of all channels (time, channels)."""
     try:
         signal, _ = sf.read(
             os.fsencode(path),
@@ -134,21 +156,7 @@ def read_audio(path, start_s=0.0, stop_s=None, sample_rate=16000, channel=None):
         )
     if not np.isfinite(signal).all():
         raise ValueError(f"audio file {path} holds NaN or Inf samples")
-    if channel is None:
-        signal = signal.mean(axis=1)
-    elif channel < signal.shape[1]:
-        signal = signal[:, channel]
-    else:
-        raise ValueError(
-            f"audio file {path} has {signal.shape[1]} channels, channel is "
-            f"{channel}"
-        )
-    if sample_rate != file_rate:
-        divisor = math.gcd(sample_rate, file_rate)
-        signal = resample_poly(
-            signal, sample_rate // divisor, file_rate // divisor
-        )
-    return np.ascontiguousarray(signal, dtype=np.float32)
+    return signal
 
 
 # --------------------------------------------------------- levels, mixing

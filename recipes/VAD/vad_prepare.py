@@ -55,6 +55,7 @@ from vad_data import (
 )
 
 from noisegate.evaluation.files import (
+    escaped,
     files_below,
     fingerprint,
     write_atomically,
@@ -960,11 +961,6 @@ _NO_NOISE = {
 }
 
 
-def _escaped(path):
-    """A path as SpeechBrain's replacement of roots leaves it."""
-    return path.replace("{", "{{").replace("}", "}}")
-
-
 def _cut(utterance, segment_s):
     """Consecutive pieces of an utterance, without the noise."""
     duration_s = utterance["duration_s"]
@@ -976,7 +972,7 @@ def _cut(utterance, segment_s):
         start_s = k * segment_s
         stop_s = min(start_s + segment_s, duration_s)
         yield {
-            "speech_wav": "{speech_root}/" + _escaped(utterance["wav"]),
+            "speech_wav": "{speech_root}/" + escaped(utterance["wav"]),
             "speech_start_s": round(start_s, 4),
             "speech_stop_s": round(stop_s, 4),
             "speech_level_db": utterance["level_db"],
@@ -1011,7 +1007,7 @@ def _draw_mixes(name, split, noises, segment_s, mixes_per_segment, seed):
         yield (
             tag,
             {
-                "noise_wav": "{noise_root}/" + _escaped(noise["wav"]),
+                "noise_wav": "{noise_root}/" + escaped(noise["wav"]),
                 "noise_start_s": _draw_start(generator, noise, segment_s),
                 "noise_span_s": noise["span_s"],
                 "snr_db": snr_db,

@@ -290,6 +290,17 @@ def test_a_damaged_file_is_named(recipe, harm, tmp_path):
     assert not list(tmp_path.rglob("train.json"))
 
 
+@pytest.mark.parametrize("n_channels", [1, 2])
+def test_vad_names_a_file_that_ends_too_early(n_channels, tmp_path):
+    """Its header is whole, its samples are not."""
+    folder = vad_files(tmp_path)
+    signal = np.stack([sound()] * n_channels, 1)
+    path = write(folder / "speech/spk2/u2_9.flac", signal)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ValueError, match="u2_9.flac is (unreadable|truncated)"):
+        vad(folder)
+
+
 @pytest.mark.parametrize("size", [0, 100, 16000, 2**31 - 2, 2**32 - 1])
 def test_a_header_that_says_another_length(size, tmp_path):
     """Is an error, but for the one that means that it is not known."""

@@ -96,7 +96,9 @@ def crnn(small):
     """The detector of recipes/VAD."""
     path = ROOT / "recipes" / "VAD" / "hparams" / "crnn_gated.yaml"
     text = derive(path.read_text(encoding="utf-8"), "dense")
-    return load_hyperpyyaml(text)["model"], (4 if small else 256, 401, 80)
+    values = load_hyperpyyaml(text)
+    shape = (4 if small else 256, 401, values["n_mels"])
+    return values["model"], shape
 
 
 def resnet34(small):

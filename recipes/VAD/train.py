@@ -19,6 +19,7 @@ import sys
 import time
 
 import speechbrain as sb
+import torch
 from feature_cache import FeatureCache
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.dataset import DynamicItemDataset
@@ -36,13 +37,20 @@ class VADBrain(RecordedBrain):
     def compute_forward(self, batch, stage):
         """Computes the score of each frame, (batch, time)."""
         batch = batch.to(self.device)
+        gain_db = torch.zeros(len(batch.id), 1, device=self.device)
+        if stage == sb.Stage.TRAIN and self.hparams.max_gain_db:
+            gain_db = self.hparams.max_gain_db * (
+                1 - 2 * torch.rand_like(gain_db)
+            )
         if self.hparams.feature_cache is None:
             wavs, lens = batch.wav
-            feats = self.modules.compute_features(wavs)
+            feats = self.modules.compute_features(wavs * 10 ** (gain_db / 20))
         else:
             feats, lens = batch.feats
-            feats = self.open_features(feats)
-        feats = self.modules.mean_var_norm(feats, lens)
+            # They are log-mel features, in dB
+            feats = self.open_features(feats + gain_db.unsqueeze(-1))
+        epoch = self.hparams.epoch_counter.current
+        feats = self.modules.mean_var_norm(feats, lens, epoch=epoch)
         return self.modules.model(feats).squeeze(-1), lens
 
     def compute_objectives(self, predictions, batch, stage):

@@ -18,6 +18,7 @@ asvspoof = [
 report = ["plotly==7.*", "jinja2"]
 onnx = ["onnx", "onnxruntime", "onnxscript"]
 baselines = ["torch-pruning==1.6.*"]
+deploy = ["onnx", "onnxruntime", "soxr"]
 docs = ["mkdocs", "mkdocstrings[python]"]
 
 setup(
@@ -40,7 +41,7 @@ setup(
     ],
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["noisegate", "noisegate.*"]),
-    package_data={"noisegate": ["version.txt", "evaluation/*.jinja"]},
+    package_data={"noisegate": ["version.txt", "evaluation/*.jinja", "deploy/*.onnx"]},
     entry_points={"console_scripts": ["noisegate=noisegate.cli:main"]},
     # torch and torchaudio must come from the same release: SpeechBrain
     # imports torchaudio, whose binary part links against torch's. SpeechBrain
@@ -65,6 +66,8 @@ setup(
         "baselines": baselines,
         # noisegate latency; without them torch alone is timed
         "onnx": onnx,
+        # noisegate export, noisegate vad
+        "deploy": deploy,
         # noisegate sweep --slurm
         "slurm": ["submitit"],
         # recipes with use_tensorboard
@@ -87,6 +90,7 @@ setup(
             *report,
             *baselines,
             *onnx,
+            *deploy,
         ],
     },
 )

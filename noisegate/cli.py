@@ -143,6 +143,35 @@ def _latency(known, overrides):
     print(f"\nlatency: {path}")
 
 
+def _export(known, overrides):
+    """Writes a cut model as ONNX."""
+    from noisegate.deploy.export import export
+    from noisegate.evaluation.trust import check_trust
+
+    check_trust(Path(known.folder, "hyperparams.yaml"), known.trust)
+    path, error = export(
+        known.folder, known.output, known.streaming, known.check
+    )
+    print(
+        f"{path}: {path.stat().st_size / 1000:.0f} kB, differs from torch by "
+        f"{error:.1g} of the greatest output at most"
+    )
+
+
+def _vad(known, overrides):
+    """Prints segments of speech."""
+    from noisegate.deploy.vad import run
+
+    return run(
+        known.files,
+        known.model,
+        known.format,
+        threshold=known.threshold,
+        min_speech_s=known.min_speech_ms / 1000,
+        min_silence_s=known.min_silence_ms / 1000,
+    )
+
+
 def main(arguments=None):
     """Runs the command.
 
@@ -263,28 +292,94 @@ def main(arguments=None):
         action="store_true",
         help="load models that bring code of their own (docs/security.md)",
     )
+    export = commands.add_parser(
+        "export",
+        help="write a cut model as ONNX, with its front-end",
+        description="Writes front-end, normalization and network as one ONNX "
+        "file, runs it with onnxruntime and compares it with torch.",
+    )
+    export.add_argument("folder", help="the compact folder of a run")
+    export.add_argument(
+        "--output", metavar="FILE", help="model.onnx in the folder by default"
+    )
+    export.add_argument(
+        "--streaming",
+        action="store_true",
+        help="for signals in chunks; the model must be causal",
+    )
+    export.add_argument(
+        "--check",
+        nargs="+",
+        default=[],
+        metavar="AUDIO",
+        help="compare on these files, too",
+    )
+    export.add_argument(
+        "--trust",
+        action="store_true",
+        help="load a model that brings code of its own (docs/security.md)",
+    )
+    vad = commands.add_parser(
+        "vad",
+        help="print where somebody speaks in audio files, without torch",
+        description="Prints segments of speech as soon as they have ended.",
+    )
+    vad.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="audio; - is a pipe: WAV, or 16 bits at the rate of the model",
+    )
+    vad.add_argument(
+        "--model", metavar="ONNX", help="of noisegate export; else its own"
+    )
+    vad.add_argument(
+        "--format",
+        choices=["text", "json", "rttm", "audacity", "srt"],
+        default="text",
+    )
+    vad.add_argument(
+        "--threshold", type=float, help="of the score; the model's by default"
+    )
+    vad.add_argument(
+        "--min_speech_ms",
+        type=float,
+        default=100,
+        help="shorter segments are left out",
+    )
+    vad.add_argument(
+        "--min_silence_ms",
+        type=float,
+        default=300,
+        help="shorter pauses do not end a segment",
+    )
     # Behind "--", an argument could be taken for another YAML
     end = arguments.index("--") if "--" in arguments else len(arguments)
     known, overrides = parser.parse_known_args(arguments[:end])
     overrides += arguments[end + 1 :]
-    if known.command in ("report", "latency") and overrides:
+    if known.command not in ("inspect", "sweep") and overrides:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     command = {
         "inspect": _inspect,
         "sweep": _sweep,
         "report": _report,
         "latency": _latency,
+        "export": _export,
+        "vad": _vad,
     }[known.command]
     try:
-        command(known, overrides)
+        status = command(known, overrides)
     except KeyboardInterrupt:
-        parser.exit(130, "stopped; the same command goes on\n")
+        again = "the same command goes on" if command is _sweep else ""
+        parser.exit(130, f"stopped{again and '; '}{again}\n")
     except (ImportError, KeyError, OSError, RuntimeError, ValueError) as error:
         if known.debug:
             raise
         failed = isinstance(error, RuntimeError)  # not of the user
         text = f"noisegate: {error} (noisegate --debug shows where)\n"
         parser.exit(1 if failed else 2, text)
+    if status:
+        parser.exit(status)
 
 
 if __name__ == "__main__":

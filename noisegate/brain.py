@@ -37,6 +37,7 @@ logger = get_logger(__name__)
 
 _MISSED = 1.2  # times the budget, when the widths are frozen: worth a warning
 _COLLAPSED = 0.5  # likewise
+_NOT_CALLED = "on_stage_start must call super().on_stage_start(stage, epoch)"
 _REORDER_STEPS = 10  # optimizer steps between two rankings of the channels
 _REORDERS = 30  # rankings at least, if there are as many steps
 
@@ -106,6 +107,13 @@ class GatedBrain(sb.Brain):
             raise ValueError(
                 "--data_parallel_backend runs copies of the layers, in which "
                 "gates do not act; use torchrun (DistributedDataParallel)"
+            )
+        kinds = [getattr(m, "norm_type", "") for m in self.modules.values()]
+        if self._prepared and FEATURES in self.gates and "global" in kinds:
+            raise ValueError(
+                "mel bands are gated, but a normalization keeps statistics of "
+                "each (norm_type global): take norm_type sentence, or leave "
+                'the bands out, {"*": {}, features: False}'
             )
         teacher = getattr(self.hparams, "teacher", None)
         self.teacher = teacher if teacher and teacher.modules else None
@@ -250,7 +258,9 @@ class GatedBrain(sb.Brain):
                     ]
             make = self.gate_opt_class or self._gate_optimizer
             self.gate_optimizer = make(parameters)
-            self.gate_optimizer.register_step_post_hook(self._on_gate_step)
+            self.gate_optimizer.register_step_post_hook(
+                lambda *_: setattr(self, "_stepped", True)
+            )
             self.optimizers_dict["gates"] = self.gate_optimizer
         if self.checkpointer is None:
             return
@@ -267,9 +277,6 @@ class GatedBrain(sb.Brain):
             {"params": list(gate.parameters()), "lr": gate.lr}
             for gate in self.gates.values()
         )
-
-    def _on_gate_step(self, *args):
-        self._stepped = True
 
     def freeze_optimizers(self, optimizers):
         """See ``sb.Brain.freeze_optimizers``; final widths stay."""
@@ -368,9 +375,7 @@ class GatedBrain(sb.Brain):
                 "through self.taught(loss, predictions, stage)"
             )
         if self._epoch is None:
-            raise RuntimeError(
-                "on_stage_start must call super().on_stage_start(stage, epoch)"
-            )
+            raise RuntimeError(_NOT_CALLED)
         unreached = set(self.gates.unreached()) - self._unreached
         if unreached:
             self._unreached |= unreached
@@ -439,9 +444,7 @@ class GatedBrain(sb.Brain):
         self._compacted = None
         loss = super().evaluate(test_set, *args, **kwargs)
         if self._compacted is None:
-            raise RuntimeError(
-                "on_stage_start must call super().on_stage_start(stage, epoch)"
-            )
+            raise RuntimeError(_NOT_CALLED)
         return loss
 
     def _cut_modules(self):
@@ -500,7 +503,9 @@ class GatedBrain(sb.Brain):
             if rule_of(module).in_front and FEATURES in self.gates:
                 continue  # its constructor takes any number of bands
             if module is self._compacted and self.gates.input_shape is not None:
-                shapes[name] = self._input_shape()
+                shapes[name] = list(self.gates.input_shape)
+                if FEATURES in self.gates:
+                    shapes[name][-1] = self.gates.integer_widths()[FEATURES]
             originals[name] = constructor(hparams_file, name, overrides)
         modules.update(vocabularies({**vars(self.hparams), **vars(self)}))
         if shapes:  # what latency.py calls the model with
@@ -534,13 +539,6 @@ class GatedBrain(sb.Brain):
             for handle in handles:
                 handle.remove()
         return calls
-
-    def _input_shape(self):
-        """Shape of what the cut model reads of one segment."""
-        shape = list(self.gates.input_shape)
-        if FEATURES in self.gates:
-            shape[-1] = self.gates.integer_widths()[FEATURES]
-        return shape
 
     def open_features(self, feats):
         """Returns the features (batch, time, open bands) that the present

@@ -423,7 +423,9 @@ def save_compact(
         Arguments and keyword arguments of a call of each module; for these
         what a new process loads has to return what the module does.
     **values : dict
-        Further keys of the YAML (numbers, strings, flat dicts).
+        Further keys of the YAML (numbers, strings, flat dicts). ``interface``
+        has expressions of further modules, which a class of
+        ``speechbrain.inference`` asks for.
 
     Raises
     ------
@@ -438,6 +440,7 @@ def save_compact(
     if os.path.exists(folder):
         raise FileExistsError(f"{folder} exists, a result is not overwritten")
     lines = [f"# {line}" for line in header.splitlines()]
+    interface = values.pop("interface", {})
     for key, value in values.items():
         if isinstance(value, dict):
             lines.append(f"{key}:")
@@ -452,6 +455,7 @@ def save_compact(
         for name, module in modules.items()
         if isinstance(module, torch.nn.Module)
     ]
+    lines += [f"    {name}: {text}" for name, text in interface.items()]
     loaded = {
         name: module for name, module in modules.items() if _learned(module)
     }

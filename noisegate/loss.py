@@ -252,10 +252,8 @@ class ComplexityLoss(torch.nn.Module):
 
         def scaled(factor):
             return {
-                name: min(
-                    gates[name].size, max(gates[name].min_width, k * factor)
-                )
-                for name, k in widths.items()
+                name: min(gate.size, max(gate.min_width, widths[name] * factor))
+                for name, gate in gates.items()
             }
 
         low, high = 0.0, max(gate.size for gate in gates.values()) + 1.0

@@ -184,6 +184,7 @@ def write_results(brain, hparams, overrides, valid_stats, test_stats):
     """Saves the compacted model and the figures of the run."""
     folder = hparams["output_folder"]
     compact_folder = os.path.join(folder, "compact")
+    hop = hparams["compute_features"].compute_STFT.hop_length
     if not os.path.exists(compact_folder):
         brain.save_compact(
             sys.argv[1],
@@ -191,6 +192,15 @@ def write_results(brain, hparams, overrides, valid_stats, test_stats):
             compact_folder,
             sample_rate=hparams["sample_rate"],
             threshold=valid_stats["threshold"],
+            # For speechbrain.inference.VAD: of its three networks the first
+            # returns four dimensions, the second a pair
+            time_resolution=hop / hparams["sample_rate"],
+            device="cpu",
+            interface={
+                "cnn": "!new:torch.nn.Unflatten [2, !new:tuple [[-1, 1]]]",
+                "rnn": "!new:torch.nn.MaxPool1d [1, null, 0, 1, True]",
+                "dnn": "!ref <model>",
+            },
         )
     result = {
         "hparams": os.path.basename(sys.argv[1]),

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import soundfile
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "VAD"
@@ -94,6 +95,29 @@ def run(hparams, output, corpus, *overrides, launcher=()):
     )
 
 
+# What speechbrain.inference makes of a folder, in a process without noisegate
+INFERENCE = """
+import sys, torch
+sys.modules["noisegate"] = None
+from speechbrain.inference.VAD import VAD
+folder, file = sys.argv[1:]
+vad = VAD.from_hparams(source=folder, savedir=folder)
+wav = vad.load_audio(file)
+with torch.no_grad():
+    feats = vad.mods.compute_features(wav[None])
+    feats = vad.mods.mean_var_norm(feats, torch.ones(1))
+    expected = vad.mods.model(feats).sigmoid()
+    assert torch.equal(vad.get_speech_prob_chunk(wav[None]), expected)
+    probs = vad.get_speech_prob_file(file)
+    assert probs.shape[1] == len(wav) // 160
+    found = vad.get_speech_segments(
+        file, apply_energy_VAD=True, double_check=True
+    )
+    assert found.numel() == 0 or found.shape[1] == 2
+    vad.upsample_VAD(vad.apply_threshold(probs).float(), file)
+"""
+
+
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["Hparam_file"][20:])
 def test_every_row_runs_with_debug(row, corpus, tmp_path):
     """Each YAML trains, meets its budget, compacts and tests."""
@@ -110,6 +134,14 @@ def test_every_row_runs_with_debug(row, corpus, tmp_path):
     bands = result["widths"]["features"]
     assert f"\n    model: [1, 401, {bands}]\n" in compact
     assert "noisegate" not in compact.partition("\n")[2]
+    file = next((corpus / "speech" / "ogg").iterdir())
+    wav = tmp_path / "a.wav"
+    soundfile.write(wav, *soundfile.read(file))
+    subprocess.run(
+        [sys.executable, "-c", INFERENCE, tmp_path / "compact", wav],
+        cwd=tmp_path,
+        check=True,
+    )
 
 
 def test_published_variant_gates_the_mel_bands_alone(corpus, tmp_path):

@@ -13,6 +13,7 @@ Authors
 """
 
 import functools
+import importlib
 import json
 import os
 import sys
@@ -31,6 +32,7 @@ from noisegate.evaluation.chain import run_stages
 from noisegate.evaluation.files import without_paths, write_atomically
 from noisegate.evaluation.metrics import asv_errors
 from noisegate.evaluation.recorded import RecordedBrain, tensorboard_logger
+from noisegate.extras import extra
 
 
 class SpoofingBrain(RecordedBrain):
@@ -295,6 +297,9 @@ def run(hparams_file, run_opts, overrides):
             hparams["output_folder"]
         )
 
+    if hparams["n_bootstraps"]:
+        with extra("asvspoof"):  # not only behind the training
+            importlib.import_module("confidence_intervals")
     if hparams["make_mini_la"]:
         from mini_la import make_mini_la
 

@@ -265,3 +265,19 @@ def test_wrong_values_are_clear_errors(corpus, tmp_path, override, message):
     assert out.returncode != 0
     assert message in out.stdout
     assert not (tmp_path / "result.json").exists()
+
+
+def test_a_missing_extra_is_named_before_the_training(tmp_path):
+    """The intervals of the test need it, which comes last."""
+    blocked = tmp_path / "sitecustomize.py"
+    blocked.write_text("import sys\nsys.modules['confidence_intervals'] = None")
+    out = subprocess.run(
+        [sys.executable, "train.py", "hparams/mini_xvector_gated.yaml"]
+        + [f"--output_folder={tmp_path / 'run'}", "--data_folder=none"],
+        cwd=RECIPE,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert out.returncode == 2
+    assert "confidence_intervals is missing: pip install" in out.stderr

@@ -172,6 +172,13 @@ def _vad(known, overrides):
     )
 
 
+def _spot(known, overrides):
+    """Prints keywords."""
+    from noisegate.deploy.spot import run
+
+    return run(known.files, known.model, known.threshold)
+
+
 def main(arguments=None):
     """Runs the command.
 
@@ -353,6 +360,23 @@ def main(arguments=None):
         default=300,
         help="shorter pauses do not end a segment",
     )
+    spot = commands.add_parser(
+        "spot",
+        help="print which keywords are said in audio files, without torch",
+        description="Prints keywords, and when they are said, as they come.",
+    )
+    spot.add_argument(
+        "files", nargs="+", metavar="FILE", help="audio; as for vad"
+    )
+    spot.add_argument(
+        "--model", metavar="ONNX", help="of noisegate export; else its own"
+    )
+    spot.add_argument(
+        "--threshold",
+        type=float,
+        default=0.7,
+        help="mean probability of three looks within 0.3 s",
+    )
     # Behind "--", an argument could be taken for another YAML
     end = arguments.index("--") if "--" in arguments else len(arguments)
     known, overrides = parser.parse_known_args(arguments[:end])
@@ -366,6 +390,7 @@ def main(arguments=None):
         "latency": _latency,
         "export": _export,
         "vad": _vad,
+        "spot": _spot,
     }[known.command]
     try:
         status = command(known, overrides)

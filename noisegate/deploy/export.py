@@ -8,16 +8,18 @@ import contextlib
 import io
 import json
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
 from speechbrain.dataio.encoder import CategoricalEncoder
 
+from noisegate.deploy.audio import blocks
 from noisegate.deploy.runtime import Model
 from noisegate.deploy.streaming import Deployed
 from noisegate.extras import extra
-from noisegate.pretrained import load_modules, load_yaml
+from noisegate.pretrained import load_yaml
 
 OPSET = 20
 TOLERANCE = 1e-4  # of onnxruntime to torch, relative to the greatest output
@@ -35,7 +37,12 @@ def _write(module, path, states):
         axes[f"next_state{i}"] = {batch: "batch"}
     axes["scores"] = {0: "batch", 1: "frames"}
     wavs = torch.randn(1, module.window + 24 * module.hop) / 10
-    with contextlib.redirect_stdout(io.StringIO()):
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
+        # Of the exporter, about itself; what it wrote is compared
+        warnings.simplefilter("ignore")
         torch.onnx.export(
             module,
             (wavs, *states),
@@ -44,6 +51,8 @@ def _write(module, path, states):
             output_names=["scores", *(f"next_{name}" for name in names)],
             dynamic_axes=axes,
             opset_version=OPSET,
+            # onnxruntime does it when it loads the file
+            do_constant_folding=False,
             dynamo=False,
         )
 
@@ -57,7 +66,7 @@ def _facts(folder, values, deployed, states):
         "states": [list(state.shape) for state in states],
         "parameters": sum(p.numel() for p in deployed.parameters()),
     }
-    for name in ("threshold", "macs_per_second"):
+    for name in ("threshold", "segment_s"):
         if name in values:
             facts[name] = values[name]
     for value in values.values():
@@ -134,9 +143,12 @@ def export(folder, path=None, streaming=False, files=()):
     if path.exists():
         raise FileExistsError(f"{path} exists: move it away first")
     values = load_yaml(folder)
-    if "sample_rate" not in values:
-        raise ValueError(f"{folder} says no sample_rate")
-    modules = load_modules(folder)
+    missing = {"sample_rate", "modules", "pretrainer"} - values.keys()
+    if missing:
+        raise ValueError(f"{folder} has no {sorted(missing)}")
+    values["pretrainer"].set_collect_in(str(folder))
+    values["pretrainer"].load_collected()
+    modules = values["modules"]
     whole, deployed = Deployed(modules), Deployed(modules, streaming)
     states = deployed.initial() if streaming else []
     part = path.with_name(path.name + ".part")
@@ -153,8 +165,6 @@ def export(folder, path=None, streaming=False, files=()):
             generator.normal(size=round(s * rate)).astype(np.float32) / 10
             for s in LENGTHS_S
         ]
-        from noisegate.deploy.audio import blocks
-
         for file in files:
             signals.append(np.concatenate(list(blocks(file, rate))))
         error = _check(part, whole, signals)

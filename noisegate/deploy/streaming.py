@@ -56,19 +56,25 @@ class RealSTFT(torch.nn.Module):
         window = torch.zeros(n, dtype=torch.float64)
         left = (n - stft.win_length) // 2
         window[left : left + stft.win_length] = stft.window.double()
-        turns = torch.outer(
-            torch.arange(n // 2 + 1, dtype=torch.float64),
-            torch.arange(n, dtype=torch.float64),
-        )
-        angle = 2 * torch.pi * (turns % n) / n
-        kernel = torch.cat([torch.cos(angle), -torch.sin(angle)]) * window
-        self.register_buffer("kernel", kernel.float().unsqueeze(1))
+        angle = 2 * torch.pi * torch.arange(n, dtype=torch.float64) / n
+        table = torch.stack([torch.cos(angle), -torch.sin(angle)])
+        self.register_buffer("table", table.float())
+        self.register_buffer("taper", window.float())
+        # As tensors, or exporters write their product out
+        self.register_buffer("bins", torch.arange(n // 2 + 1).unsqueeze(1))
+        self.register_buffer("places", torch.arange(n))
+
+    def _kernel(self):
+        # Of its table, also in what is exported: that is a third of the file
+        turns = self.bins * self.places % len(self.taper)
+        kernel = self.table[:, turns] * self.taper
+        return kernel.reshape(-1, 1, len(self.taper))
 
     def forward(self, wavs):
         """Returns the STFT (batch, frames, bins, 2) of (batch, samples)."""
         wavs = torch.nn.functional.pad(wavs, (self.padding, self.padding))
         parts = torch.nn.functional.conv1d(
-            wavs.unsqueeze(1), self.kernel, stride=self.hop
+            wavs.unsqueeze(1), self._kernel(), stride=self.hop
         )
         real, imaginary = parts.transpose(1, 2).chunk(2, dim=-1)
         return torch.stack([real, imaginary], dim=-1)

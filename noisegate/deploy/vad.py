@@ -147,6 +147,35 @@ FORMATS = {
 OF_ONE_FILE = ("audacity", "srt")  # they do not name it
 
 
+def each_file(files, lines):
+    """Prints what a function finds in files; names those it cannot read.
+
+    Arguments
+    ---------
+    files : list of str
+        Their paths.
+    lines : callable
+        Called with a path, yields lines; raises ValueError if it is no audio.
+
+    Returns
+    -------
+    int
+        0, or 2 if a file could not be read.
+    """
+    status = 0
+    for file in files:
+        try:
+            for line in lines(file):
+                print(line, flush=True)
+        except ValueError as error:
+            print(f"noisegate: {file}: {error}", file=sys.stderr)
+            status = 2
+        except BrokenPipeError:  # nobody reads on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            break
+    return status
+
+
 def run(files, model=None, form="text", **options):
     """Prints the segments of files; those that cannot be read are named.
 
@@ -175,18 +204,13 @@ def run(files, model=None, form="text", **options):
     if form in OF_ONE_FILE and len(files) > 1:
         raise ValueError(f"--format={form} does not name files: give one file")
     path = DEFAULT_MODEL if model is None else model
-    model, failed = Model(path), 0
+    model = Model(path)
     if "threshold" not in model.facts and options.get("threshold") is None:
         raise ValueError(f"{path} says no threshold: give one")
-    for file in files:
-        try:
-            found = enumerate(segments(file, model, **options), 1)
-            for number, (start, end) in found:
-                print(FORMATS[form](file, number, start, end), flush=True)
-        except ValueError as error:
-            print(f"noisegate: {file}: {error}", file=sys.stderr)
-            failed = 2
-        except BrokenPipeError:  # nobody reads on
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return failed
-    return failed
+
+    def lines(file):
+        found = enumerate(segments(file, model, **options), 1)
+        for number, (start, end) in found:
+            yield FORMATS[form](file, number, start, end)
+
+    return each_file(files, lines)

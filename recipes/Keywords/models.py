@@ -105,13 +105,16 @@ class TCResNet8(torch.nn.Module):
         self.dropout = torch.nn.Dropout(dropout)
         self.out = Linear(first, n_classes)
 
-    def forward(self, feats):
+    def forward(self, feats, lens=None):
         """Returns scores of the classes.
 
         Arguments
         ---------
         feats : torch.Tensor (batch, time, n_mels)
             Log-mel features.
+        lens : torch.Tensor (batch,)
+            Not used, all clips have one length; SpeechBrain's interfaces
+            pass it.
 
         Returns
         -------

@@ -242,6 +242,11 @@ def run(hparams_file, run_opts, overrides, kept):
             overrides,
             compact,
             sample_rate=hparams["sample_rate"],
+            # For speechbrain.inference.classifiers.EncoderClassifier
+            interface={
+                "embedding_model": "!ref <model>",
+                "classifier": "!new:torch.nn.Identity",
+            },
         )
     brain.scores.write(os.path.join(folder, "decisions.csv"), labels)
     brain.scores.write_trials(os.path.join(folder, "trials.txt"))

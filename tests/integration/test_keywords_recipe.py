@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from noisegate.cli import main
+from noisegate.deploy.runtime import Model
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "Keywords"
 SMALL = ["--channels=[8, 8, 8, 8]", "--n_mels=20", "--number_of_epochs=3"]
@@ -17,26 +21,22 @@ LOAD = """
 import csv, sys
 import soundfile
 import torch
-from speechbrain.inference.interfaces import Pretrained
-
-class Recognizer(Pretrained):
-    HPARAMS_NEEDED = ["modules"]
+from speechbrain.inference.classifiers import EncoderClassifier
 
 folder, sample = sys.argv[1:]
-recognizer = Recognizer.from_hparams(folder, savedir=folder)
+classifier = EncoderClassifier.from_hparams(folder, savedir=folder)
 assert "noisegate" not in sys.modules
-mods, encoder = recognizer.mods, recognizer.hparams.label_encoder
 with open(sample + "/clips.csv", encoding="utf-8") as fin:
     rows = [row for row in csv.DictReader(fin) if row["split"] == "test"]
     for row in rows[::100]:
         start = round(float(row["start_s"]) * 16000)
         path = sample + "/" + row["file"]
         signal, _ = soundfile.read(path, 16000, start, dtype="float32")
-        signal = torch.from_numpy(signal)[None]
-        feats = mods.compute_features(signal)
-        feats = mods.mean_var_norm(feats, torch.ones(1))
-        decision = mods.model(feats).argmax(-1)
-        print(row["id"], encoder.decode_torch(decision)[0])
+        wavs = torch.from_numpy(signal)[None]
+        words = classifier.classify_batch(wavs)[3]
+        soundfile.write("clip.wav", signal, 16000)
+        assert classifier.classify_file("clip.wav")[3] == words
+        print(row["id"], words[0])
 """
 
 
@@ -71,12 +71,12 @@ def test_all_budgets_are_met(trained):
     assert low <= result["test"]["error_rate"] <= high
 
 
-def test_the_cut_model_loads_with_speechbrain_alone(trained):
+def test_the_cut_model_loads_with_speechbrain_alone(trained, tmp_path):
     """And decides as the recipe says that it did."""
     folder = trained / "0.25" / "compact"
     out = subprocess.run(
         [sys.executable, "-c", LOAD, str(folder), str(RECIPE / "sample")],
-        cwd=folder,
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(folder)},
@@ -89,3 +89,16 @@ def test_the_cut_model_loads_with_speechbrain_alone(trained):
     found = {name: word for name, word in lines if name in said}
     assert len(found) == 9
     assert found == {name: said[name] for name in found}
+
+
+def test_the_cut_model_is_exported_with_its_labels(trained, capsys, tmp_path):
+    """Its file says what the classes are; code of the recipe is run for it,
+    so the command has to be told to."""
+    folder, path = trained / "0.25" / "compact", tmp_path / "words.onnx"
+    with pytest.raises(SystemExit):
+        main(["export", str(folder), f"--output={path}"])
+    assert "models.TCResNet8" in capsys.readouterr().err
+    main(["export", str(folder), f"--output={path}", "--trust"])
+    model = Model(path)
+    assert len(model.facts["labels"]) == 12 and "up" in model.facts["labels"]
+    assert model.run(np.zeros((3, 16000), np.float32))[0].shape == (3, 12)

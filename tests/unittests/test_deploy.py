@@ -1,6 +1,7 @@
 """Streaming, export and the command vad, on real components."""
 
 import json
+import shutil
 import subprocess
 import sys
 import wave
@@ -330,3 +331,26 @@ def test_torch_is_not_imported(exported):
         "assert not {'torch', 'speechbrain', 'scipy'} & sys.modules.keys()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_page_shows_how_to_run_chunks(
+    causal, exported, tmp_path, monkeypatch
+):
+    """The example of docs/deploy.md as it stands there."""
+    page = Path(__file__).parents[2] / "docs" / "deploy.md"
+    text = page.read_text(encoding="utf-8")
+    (code,) = [
+        block.partition("```")[0]
+        for block in text.split("```python\n")[1:]
+        if "onnxruntime" in block.partition("```")[0]
+    ]
+    shutil.copy(exported, tmp_path / "vad.onnx")
+    signal, rate = sf.read(SPEECH[2], dtype="float32")
+    sf.write(tmp_path / "speech.wav", signal, rate, subtype="FLOAT")
+    monkeypatch.chdir(tmp_path)
+    values = {}
+    exec(code, values)
+    expected = whole(causal, signal)
+    assert len(values["speech"]) == len(expected)
+    difference = np.abs(values["scores"] - expected).max()
+    assert difference <= 1e-5 * np.abs(expected).max()

@@ -374,8 +374,8 @@ def main(arguments=None):
     spot.add_argument(
         "--threshold",
         type=float,
-        default=0.7,
-        help="mean probability of three looks within 0.3 s",
+        default=0.6,
+        help="mean probability of five looks within 0.5 s",
     )
     # Behind "--", an argument could be taken for another YAML
     end = arguments.index("--") if "--" in arguments else len(arguments)

@@ -15,16 +15,16 @@ from noisegate.deploy.vad import each_file
 
 DEFAULT_MODEL = Path(__file__).with_name("keywords.onnx")
 STEP_S = 0.1  # from one look to the next
-LOOKS = 3  # whose probabilities are averaged
+LOOKS = 5  # whose probabilities are averaged
 PAUSE_S = 1.0  # the same word again before that is the same one
 NO_WORDS = ("silence", "unknown")
 
 
-def keywords(path, model, threshold=0.7):
+def keywords(path, model, threshold=0.6):
     """Yields the keywords in a file as soon as they are heard.
 
     The model looks at the last ``segment_s`` seconds ten times a second. A word
-    is heard where the mean probability of three looks exceeds the threshold.
+    is heard where the mean probability of five looks exceeds the threshold.
 
     Arguments
     ---------
@@ -70,7 +70,7 @@ def keywords(path, model, threshold=0.7):
             waiting, place = waiting[step:], place + step
 
 
-def run(files, model=None, threshold=0.7):
+def run(files, model=None, threshold=0.6):
     """Prints the keywords of files; those that cannot be read are named.
 
     Arguments

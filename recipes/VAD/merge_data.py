@@ -1,0 +1,84 @@
+#!/usr/bin/env python3
+"""The data of the detector that comes with noisegate: several sets in one.
+
+> python merge_data.py /path/to/merged --speech /path/to/so762_vad \
+      /path/to/barista --noise /path/to/esc10 /path/to/noise_rir
+
+Makes the folders ``speech`` (``utterances.csv``, ``segments.csv``) and
+``noise`` (``clips.csv``) with links to the audio files. Splits stay as they
+are. Of noise without folds (``noise.csv``), the kinds in `TEST_NOISES` are
+left out, for tests on noise that was not trained on; the others are for
+training.
+
+Authors
+ * The noisegate developers, 2026
+"""
+
+import argparse
+import csv
+from pathlib import Path
+
+TEST_NOISES = ("boat", "rain", "restaurant babble", "running tap", "storm")
+TEST_NOISES += ("waves", "music loop", "miaowing by a person")
+
+
+def read_rows(path):
+    """Rows (list of dict) of a CSV."""
+    with open(path, newline="", encoding="utf-8") as fin:
+        return list(csv.DictReader(fin))
+
+
+def write_rows(path, rows):
+    """Writes rows as a CSV."""
+    with open(path, "w", newline="", encoding="utf-8") as out:
+        writer = csv.DictWriter(out, list(rows[0]), extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def link(rows, source, target):
+    """Links the audio files of rows."""
+    target.mkdir(parents=True, exist_ok=True)
+    for row in rows:
+        place = target / f"{row['id']}.flac"
+        if not place.exists():
+            place.symlink_to((source / place.name).resolve())
+
+
+def main():
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--speech", nargs="+", type=Path, required=True)
+    parser.add_argument("--noise", nargs="+", type=Path, required=True)
+    args = parser.parse_args()
+    speech, noise = args.folder / "speech", args.folder / "noise"
+    utterances, segments, clips = [], [], []
+    for folder in args.speech:
+        rows = read_rows(folder / "utterances.csv")
+        link(rows, folder / "flac", speech / "flac")
+        for row in rows:
+            # Groups of speakers where speakers are not known
+            who = row.get("speaker") or row["split_group"]
+            kept = {key: row[key] for key in ("id", "split", "duration_s")}
+            utterances.append({**kept, "speaker": who})
+        segments += read_rows(folder / "segments.csv")
+    for folder in args.noise:
+        if (folder / "clips.csv").exists():
+            rows = read_rows(folder / "clips.csv")
+            link(rows, folder / "flac", noise / "flac")
+        else:
+            rows = read_rows(folder / "noise.csv")
+            rows = [r for r in rows if r["class"] not in TEST_NOISES]
+            rows = [{**row, "fold": "1"} for row in rows]
+            link(rows, folder / "noise", noise / "flac")
+        clips += [
+            {key: row[key] for key in ("id", "class", "fold")} for row in rows
+        ]
+    write_rows(speech / "utterances.csv", utterances)
+    write_rows(speech / "segments.csv", segments)
+    write_rows(noise / "clips.csv", clips)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,8 +6,9 @@
 > python benchmarks/vad.py --table benchmarks/README.md
 
 The test speakers of the folders of speech (``utterances.csv``,
-``segments.csv``, FLAC), each utterance mixed with another noise of
-``noise.csv`` at one of five SNR; frames of 10 ms. Each system runs in a process
+``segments.csv``, FLAC), each utterance mixed with a noise of ``noise.csv``, of
+the kinds that the detector was not trained on, at one of five SNR; frames of 10
+ms. Each system runs in a process
 of its own on one thread, the systems in turn, three times: processor time per
 second of audio, from samples to scores, reading left out.
 
@@ -23,7 +24,7 @@ import csv
 import importlib.metadata
 import json
 import os
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -49,9 +50,9 @@ def repeated(scores, step, delay=0):
 
 
 class Noisegate:
-    """The model that comes with noisegate, chunks of 100 ms."""
+    """The model that comes with noisegate, chunks of 100 ms as of a pipe."""
 
-    package, delay_ms = "speechbrain-noisegate", 12.5
+    package, delay_ms, block = "speechbrain-noisegate", 12.5, RATE // 10
 
     def __init__(self):
         from noisegate.deploy.runtime import Model
@@ -62,22 +63,28 @@ class Noisegate:
 
     def __call__(self, signal):
         stream, made = self.model.stream(), []
-        for start in range(0, len(signal), 1600):
-            made.append(stream.feed(signal[start : start + 1600]))
+        for start in range(0, len(signal), self.block):
+            made.append(stream.feed(signal[start : start + self.block]))
         return np.concatenate([*made, stream.finish()]).reshape(-1)
+
+
+class NoisegateFiles(Noisegate):
+    """The same in blocks of 1 s, as of a file."""
+
+    delay_ms, block = 1012.5, RATE
 
 
 class Silero:
     """silero-vad in onnxruntime, windows of 32 ms."""
 
-    package, delay_ms = "silero-vad", 32.0
+    package, delay_ms, name = "silero-vad", 32.0, "silero_vad.onnx"
 
     def __init__(self):
         import importlib.util
 
         spec = importlib.util.find_spec("silero_vad")
         folder = Path(spec.submodule_search_locations[0]) / "data"
-        self.files = [folder / "silero_vad.onnx"]
+        self.files = [folder / self.name]
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -102,6 +109,24 @@ class Silero:
             context = x[:, -64:]
             scores.append(float(output[0, 0]))
         return repeated(scores, 512)
+
+
+class SileroFiles(Silero):
+    """silero-vad's model for files, 31 of the windows at a time."""
+
+    delay_ms, name = 992.0, "silero_vad_16k_sequence.onnx"
+
+    def __call__(self, signal):
+        signal = np.pad(signal, (64, -len(signal) % 512))
+        n = (len(signal) - 64) // 512
+        windows = np.lib.stride_tricks.sliding_window_view(signal, 576)[::512]
+        h = c = np.zeros((1, 1, 128), np.float32)
+        scores = []
+        for start in range(0, n, 31):
+            x = np.ascontiguousarray(windows[start : start + 31])
+            made, h, c = self.session.run(None, {"input": x, "h": h, "c": c})
+            scores.append(made)
+        return repeated(np.concatenate(scores), 512)
 
 
 class WebRTC:
@@ -168,7 +193,9 @@ class Pulse:
 
 SYSTEMS = {
     "noisegate": Noisegate,
+    "noisegate, files": NoisegateFiles,
     "silero-vad": Silero,
+    "silero-vad, files": SileroFiles,
     "webrtcvad": WebRTC,
     "webrtcvad, mode 2": WebRTC2,
     "pulsevad": Pulse,
@@ -186,11 +213,12 @@ def mixtures(speech, noise, most):
     import soundfile as sf
 
     sys.path.insert(0, str(ROOT / "recipes" / "VAD"))
+    from merge_data import TEST_NOISES
     from vad_data import mix_at_snr
 
     rng = np.random.default_rng(0)
     clips = [r for r in read_rows(noise / "noise.csv") if r["part"] == "0"]
-    clips = [r for r in clips if r["human_voice"] == "0"]
+    clips = [r for r in clips if r["class"] in TEST_NOISES]
     noises = [sf.read(noise / "noise" / f"{r['id']}.flac")[0] for r in clips]
     for folder in speech:
         segments = {}
@@ -211,7 +239,6 @@ def mixtures(speech, noise, most):
 
 def one(name, path):
     """Runs one system in this process: prints its figures, keeps scores."""
-    start = time.process_time()
     began = time.perf_counter()
     system = SYSTEMS[name]()
     data = np.load(path)
@@ -221,7 +248,8 @@ def one(name, path):
     start = time.process_time()
     scores = [system(signal) for signal in signals]
     cpu_s = time.process_time() - start
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    (memory_kb,) = re.findall(r"VmHWM:\s+(\d+) kB", status)
     np.savez(
         path.with_name(f"{name}.npz"),
         **{str(i): s for i, s in enumerate(scores)},
@@ -230,7 +258,7 @@ def one(name, path):
     figures = {
         "cpu_ms_per_second": 1000 * cpu_s / seconds,
         "start_s": started_s,
-        "memory_mb": memory - data_mb(signals),
+        "memory_mb": int(memory_kb) / 1024 - data_mb(signals),
         "size_kb": sum(os.path.getsize(f) for f in system.files) / 1000,
     }
     print(json.dumps(figures))
@@ -293,7 +321,7 @@ def run(speech, noise, most, commit):
                     groups.setdefault(key, []).append((scores[:n], labels))
             for key, pairs in groups.items():
                 scores, labels = map(np.concatenate, zip(*pairs))
-                row["eer"][key] = 100 * eer(scores, labels)
+                row["eer"][key] = eer(scores, labels)
                 row["auc"][key] = roc_auc(scores, labels)
             rows.append(row)
     about = {

@@ -5,6 +5,7 @@ Authors
 """
 
 import copy
+import math
 
 import torch
 from speechbrain.nnet.CNN import Conv1d
@@ -17,9 +18,10 @@ MODULES = ("compute_features", "mean_var_norm", "model")
 
 
 class RealSTFT(torch.nn.Module):
-    """SpeechBrain's ``STFT`` as a convolution with sines and cosines.
+    """SpeechBrain's ``STFT`` by products with sines and cosines.
 
-    Exporters know no complex numbers.
+    Exporters know no complex numbers. Cosines are even about the middle of a
+    frame, sines odd, as its window is even: half of the products do.
 
     Arguments
     ---------
@@ -28,6 +30,11 @@ class RealSTFT(torch.nn.Module):
     center : bool
         Whether half a window of zeros is put in front and behind, as there;
         if not, that is up to the caller.
+
+    Raises
+    ------
+    ValueError
+        If it has settings that are not SpeechBrain's defaults.
 
     Example
     -------
@@ -39,45 +46,57 @@ class RealSTFT(torch.nn.Module):
 
     def __init__(self, stft, center):
         super().__init__()
-        other = [
-            name
-            for name, value in (
-                ("center", True),
-                ("pad_mode", "constant"),
-                ("normalized_stft", False),
-                ("onesided", True),
-            )
-            if getattr(stft, name) != value
-        ]
-        if other:
-            raise ValueError(f"STFT cannot be exported with another {other}")
         n, self.hop = stft.n_fft, stft.hop_length
-        self.padding = n // 2 if center else 0
         window = torch.zeros(n, dtype=torch.float64)
         left = (n - stft.win_length) // 2
         window[left : left + stft.win_length] = stft.window.double()
+        expected = {
+            "center": stft.center,
+            "pad_mode": stft.pad_mode == "constant",
+            "normalized_stft": not stft.normalized_stft,
+            "onesided": stft.onesided,
+            "n_fft": n % 2 == 0,
+            "window_fn": torch.allclose(window[1:], window[1:].flip(0)),
+        }
+        if not all(expected.values()):
+            other = [name for name, good in expected.items() if not good]
+            raise ValueError(f"STFT cannot be exported with such {other}")
+        self.padding = n // 2 if center else 0
         angle = 2 * torch.pi * torch.arange(n, dtype=torch.float64) / n
-        table = torch.stack([torch.cos(angle), -torch.sin(angle)])
-        self.register_buffer("table", table.float())
-        self.register_buffer("taper", window.float())
-        # As tensors, or exporters write their product out
-        self.register_buffer("bins", torch.arange(n // 2 + 1).unsqueeze(1))
-        self.register_buffer("places", torch.arange(n))
+        self.register_buffer("cosines", torch.cos(angle).float())
+        self.register_buffer("sines", -torch.sin(angle).float())
+        self.register_buffer("taper", window[: n // 2 + 1].float())
+        # As tensors, or exporters write their product out, which is a third of
+        # the file
+        self.register_buffer("bins", torch.arange(n // 2 + 1))
+        self.register_buffer("places", torch.arange(n // 2 + 1).unsqueeze(1))
 
-    def _kernel(self):
-        # Of its table, also in what is exported: that is a third of the file
-        turns = self.bins * self.places % len(self.taper)
-        kernel = self.table[:, turns] * self.taper
-        return kernel.reshape(-1, 1, len(self.taper))
+    def _frames(self, wavs):
+        """Frames (batch, frames, n_fft), of blocks that they share."""
+        n = len(self.cosines)
+        block = math.gcd(n, self.hop)
+        size, step = n // block, self.hop // block
+        blocks = wavs.shape[1] // block
+        last = (blocks - size) // step * step + 1
+        shared = wavs[:, : blocks * block].reshape(wavs.shape[0], -1, block)
+        parts = [shared[:, i : i + last : step] for i in range(size)]
+        return torch.cat(parts, dim=2)
 
     def forward(self, wavs):
         """Returns the STFT (batch, frames, bins, 2) of (batch, samples)."""
-        wavs = torch.nn.functional.pad(wavs, (self.padding, self.padding))
-        parts = torch.nn.functional.conv1d(
-            wavs.unsqueeze(1), self._kernel(), stride=self.hop
-        )
-        real, imaginary = parts.transpose(1, 2).chunk(2, dim=-1)
-        return torch.stack([real, imaginary], dim=-1)
+        if self.padding:
+            wavs = torch.nn.functional.pad(wavs, (self.padding, self.padding))
+        frames, n = self._frames(wavs), len(self.cosines)
+        frames, mirrored = frames[..., : n // 2 + 1], frames[..., n // 2 :]
+        mirrored = mirrored.flip(-1)  # the samples n, n - 1, ... n / 2
+        first, rest = frames[..., :1], frames[..., 1:-1]
+        middle, mirrored = frames[..., -1:], mirrored[..., :-1]
+        even = torch.cat([first, rest + mirrored, middle], dim=-1)
+        turns = self.places * self.bins % n
+        taper = self.taper.unsqueeze(1)
+        real = even @ (self.cosines[turns] * taper)
+        sines = (self.sines[turns] * taper)[1:-1]
+        return torch.stack([real, (rest - mirrored) @ sines], dim=-1)
 
 
 class _Stateful(torch.nn.Module):

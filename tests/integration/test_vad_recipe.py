@@ -16,6 +16,8 @@ RECIPE = ROOT / "recipes" / "VAD"
 sys.path.insert(0, str(RECIPE))
 
 
+from noisegate.cli import main  # noqa: E402
+from noisegate.deploy.runtime import Model  # noqa: E402
 from tests.integration.events import scalars  # noqa: E402
 
 with open(ROOT / "tests" / "recipes" / "VAD.csv", encoding="utf-8") as table:
@@ -267,3 +269,32 @@ def test_unreadable_audio_is_named_before_training(corpus, tmp_path):
     assert out.returncode == 0, out.stdout[-3000:]
     result = json.loads((tmp_path / "b" / "result.json").read_text())
     assert result["macs_per_second"] == result["macs_per_second_full"]
+
+
+CAUSAL = ["--conv_padding=causal", "--bidirectional=False"]
+CAUSAL += ["--norm_type=global", "--max_gain_db=20"]
+
+
+def test_a_causal_detector(corpus, tmp_path):
+    """It is trained, cut, and exported for chunks."""
+    bands = '--gate_layers={"*": {}, features: False}'
+    out = run(
+        "hparams/crnn_gated.yaml", tmp_path, corpus, "--debug", *CAUSAL, bands
+    )
+    assert out.returncode == 0, out.stdout[-3000:]
+    path = tmp_path / "vad.onnx"
+    file = next((corpus / "speech" / "ogg").iterdir())
+    export = ["export", str(tmp_path / "compact"), "--streaming"]
+    main([*export, f"--output={path}", f"--check={file}"])
+    facts = Model(path).facts
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert facts["threshold"] == result["valid"]["threshold"]
+    assert facts["parameters"] == result["params"]
+
+
+def test_bands_stay_in_front_of_statistics_of_each(corpus, tmp_path):
+    """Said before the training."""
+    yaml = "hparams/crnn_gated.yaml"
+    out = run(yaml, tmp_path, corpus, *CAUSAL)
+    assert out.returncode == 2
+    assert "train.py: mel bands are gated, but" in out.stdout

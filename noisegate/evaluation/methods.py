@@ -6,10 +6,6 @@ Authors
 
 import io
 
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
-from ruamel.yaml.tag import Tag
-
 _HARD = "noisegate.baselines.gates.HardGate"
 _FIXED = "noisegate.baselines.gates.FixedWidths"
 # Gate, complexity loss (None: as in the recipe) and further keys of the latter
@@ -76,6 +72,11 @@ def derive(text, method):
         open_init: 0.9
     <BLANKLINE>
     """
+    # Here, as the command that needs no more than numpy imports this module
+    from ruamel.yaml import YAML
+    from ruamel.yaml.comments import CommentedMap
+    from ruamel.yaml.tag import Tag
+
     yaml = YAML()
     yaml.width = 1000
     yaml.indent(mapping=4, sequence=4, offset=2)

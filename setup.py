@@ -41,7 +41,9 @@ setup(
     ],
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["noisegate", "noisegate.*"]),
-    package_data={"noisegate": ["version.txt", "evaluation/*.jinja", "deploy/*.onnx"]},
+    package_data={
+        "noisegate": ["version.txt", "evaluation/*.jinja", "deploy/*.onnx"]
+    },
     entry_points={"console_scripts": ["noisegate=noisegate.cli:main"]},
     # torch and torchaudio must come from the same release: SpeechBrain
     # imports torchaudio, whose binary part links against torch's. SpeechBrain

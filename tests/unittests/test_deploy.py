@@ -1,5 +1,6 @@
 """Streaming, export and the command vad, on real components."""
 
+import csv
 import json
 import shutil
 import subprocess
@@ -372,3 +373,29 @@ def test_the_page_shows_how_to_run_chunks(
     assert len(values["speech"]) == len(expected)
     difference = np.abs(values["scores"] - expected).max()
     assert difference <= 1e-5 * np.abs(expected).max()
+
+
+def test_who_reads_no_further_ends_it_quietly(exported):
+    """As ``noisegate vad *.wav | head -1`` does."""
+    command = [sys.executable, "-m", "noisegate", "vad", f"--model={exported}"]
+    command += ["--threshold=-99", *[str(file) for file in SPEECH] * 30]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
+def test_the_models_that_come_with_it_work(capsys):
+    """Speech is found in the sample, none in noise; a word in a clip."""
+    with open(SPEECH[0].parents[1] / "segments.csv", encoding="utf-8") as fin:
+        rows = {row["id"]: row for row in csv.DictReader(fin)}
+    row = rows[SPEECH[0].stem]
+    assert main(["vad", str(SPEECH[0]), "--format=json"]) is None
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert found[0]["start_s"] == pytest.approx(float(row["start_s"]), abs=0.3)
+    noise = sorted((RECIPE / "sample" / "noise" / "ogg").glob("*rain*"))[0]
+    main(["vad", str(noise)])
+    assert capsys.readouterr().out == ""

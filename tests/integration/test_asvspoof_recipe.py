@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
-from hyperpyyaml import load_hyperpyyaml
 
+from noisegate.deploy.spoofing import SpoofingDetector
 from noisegate.evaluation.metrics import eer
 from noisegate.evaluation.scores import read_scores
 from tests.integration.events import scalars
@@ -154,24 +154,21 @@ def test_mini_learns_and_its_files_agree(corpus, tmp_path):
     assert len(ids) == 18 and set(attacks) == {"-", "A01", "A02", "A03"}
     assert eer(scores, labels) == test["EER"]
 
-    # The saved model gives the same scores
-    with open(tmp_path / "compact" / "hyperparams.yaml") as fin:
-        loaded = load_hyperpyyaml(fin)
-    loaded["pretrainer"].collect_in = tmp_path / "compact"
-    for key in ("compute_features", "model"):
-        path = tmp_path / "compact" / f"{key}.ckpt"
-        loaded[key].load_state_dict(torch.load(path))
-        loaded[key].eval()
-    assert loaded["model"].channels == [8, 16, 32, 64]
-    audio = corpus / "ASVspoof2019_LA_eval" / "flac" / f"{ids[0]}.flac"
-    wav = torch.tensor(sf.read(audio, dtype="float32")[0])
-    wav = wav.repeat(3)[: max(len(wav), SAMPLE_RATE)].unsqueeze(0)
-    lens = torch.ones(1)
-    with torch.no_grad():
-        feats = loaded["compute_features"](wav)
-        feats = loaded["mean_var_norm"](feats, lens)
-        score = loaded["model"](feats, lens)
-    assert float(score) == pytest.approx(scores[0], abs=1e-4)
+    # The saved model gives the same scores, calibrated as on valid
+    folder = str(tmp_path / "compact")
+    detector = SpoofingDetector.from_hparams(folder, savedir=folder)
+    assert detector.mods.model.channels == [8, 16, 32, 64]
+    valid = result["valid"]
+    scale, offset = valid["calibration_scale"], valid["calibration_offset"]
+    for name, label, score in list(zip(ids, labels, scores))[::6]:
+        audio = corpus / "ASVspoof2019_LA_eval" / "flac" / f"{name}.flac"
+        ratio, accepted = detector.classify_file(audio, p_bonafide=0.5)
+        assert ratio == pytest.approx(scale * score + offset, abs=1e-3)
+        assert accepted == bool(label)
+    empty = tmp_path / "empty.wav"
+    sf.write(empty, np.zeros(0), SAMPLE_RATE)
+    with pytest.raises(ValueError, match="empty.wav has no samples"):
+        detector.classify_file(empty)
 
 
 def test_one_class_and_natural_sampling(corpus, tmp_path):

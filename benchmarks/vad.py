@@ -343,6 +343,7 @@ def table(path):
     about = json.loads(RESULT.read_text(encoding="utf-8"))
     rows = about["systems"]
     sources = [key for key in rows[0]["auc"] if key[-2:] != "dB"]
+    sources.sort(key=lambda source: source != "all")
     noisy = [f"{snr} dB" for snr in SNRS_DB]
     header = ["system", "ms of CPU per s", *(f"AUC, {s}" for s in sources)]
     header += ["EER, all", *noisy, "model, kB", "start, s", "memory, MB"]

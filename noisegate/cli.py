@@ -179,6 +179,13 @@ def _spot(known, overrides):
     return run(known.files, known.model, known.threshold)
 
 
+def _spoof(known, overrides):
+    """Prints whether speech is bona fide."""
+    from noisegate.deploy.spoof import run
+
+    return run(known.files, known.model, known.threshold)
+
+
 def main(arguments=None):
     """Runs the command.
 
@@ -377,6 +384,25 @@ def main(arguments=None):
         default=0.6,
         help="mean probability of five looks within 0.5 s",
     )
+    spoof = commands.add_parser(
+        "spoof",
+        help="print whether audio files are bona fide speech, without torch",
+        description="Prints the log-likelihood ratio of each file, and "
+        "whether it is accepted as bona fide.",
+    )
+    spoof.add_argument(
+        "files", nargs="+", metavar="FILE", help="audio; as for vad"
+    )
+    spoof.add_argument(
+        "--model", metavar="ONNX", required=True, help="of noisegate export"
+    )
+    spoof.add_argument(
+        "--threshold",
+        type=float,
+        default=0.0,
+        help="ln(c_fa (1 - p) / (c_miss p)), where p is how probable bona "
+        "fide speech is and c are the costs of errors",
+    )
     # Behind "--", an argument could be taken for another YAML
     end = arguments.index("--") if "--" in arguments else len(arguments)
     known, overrides = parser.parse_known_args(arguments[:end])
@@ -391,6 +417,7 @@ def main(arguments=None):
         "export": _export,
         "vad": _vad,
         "spot": _spot,
+        "spoof": _spoof,
     }[known.command]
     try:
         status = command(known, overrides)

@@ -24,6 +24,7 @@ from noisegate.pretrained import load_yaml
 OPSET = 20
 TOLERANCE = 1e-4  # of onnxruntime to torch, relative to the greatest output
 LENGTHS_S = (0.31, 1.0, 2.503)
+_FACTS = ("threshold", "segment_s", "calibration_scale", "calibration_offset")
 
 
 def _write(module, path, states):
@@ -66,7 +67,7 @@ def _facts(folder, values, deployed, states):
         "states": [list(state.shape) for state in states],
         "parameters": sum(p.numel() for p in deployed.parameters()),
     }
-    for name in ("threshold", "segment_s"):
+    for name in _FACTS:
         if name in values:
             facts[name] = values[name]
     for value in values.values():

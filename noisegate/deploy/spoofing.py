@@ -78,7 +78,7 @@ class SpoofingDetector(Pretrained):
         ratio : float
             The log-likelihood ratio.
         accepted : bool
-            Whether it exceeds the threshold that costs least.
+            Whether it reaches the threshold that costs least.
 
         Raises
         ------
@@ -92,4 +92,4 @@ class SpoofingDetector(Pretrained):
         least = round(self.hparams.segment_s * self.hparams.sample_rate)
         wav = wav.repeat(-(-least // len(wav)))[: max(len(wav), least)]
         ratio = float(self.log_likelihood_ratios(wav.unsqueeze(0)))
-        return ratio, ratio > threshold
+        return ratio, ratio >= threshold

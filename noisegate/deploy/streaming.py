@@ -21,7 +21,7 @@ class RealSTFT(torch.nn.Module):
     """SpeechBrain's ``STFT`` by products with sines and cosines.
 
     Exporters know no complex numbers. Cosines are even about the middle of a
-    frame, sines odd, as its window is even: half of the products do.
+    frame, sines odd: half of the products do.
 
     Arguments
     ---------
@@ -56,7 +56,6 @@ class RealSTFT(torch.nn.Module):
             "normalized_stft": not stft.normalized_stft,
             "onesided": stft.onesided,
             "n_fft": n % 2 == 0,
-            "window_fn": torch.allclose(window[1:], window[1:].flip(0)),
         }
         if not all(expected.values()):
             other = [name for name, good in expected.items() if not good]
@@ -65,7 +64,7 @@ class RealSTFT(torch.nn.Module):
         angle = 2 * torch.pi * torch.arange(n, dtype=torch.float64) / n
         self.register_buffer("cosines", torch.cos(angle).float())
         self.register_buffer("sines", -torch.sin(angle).float())
-        self.register_buffer("taper", window[: n // 2 + 1].float())
+        self.register_buffer("taper", window.float())
         # As tensors, or exporters write their product out, which is a third of
         # the file
         self.register_buffer("bins", torch.arange(n // 2 + 1))
@@ -86,17 +85,17 @@ class RealSTFT(torch.nn.Module):
         """Returns the STFT (batch, frames, bins, 2) of (batch, samples)."""
         if self.padding:
             wavs = torch.nn.functional.pad(wavs, (self.padding, self.padding))
-        frames, n = self._frames(wavs), len(self.cosines)
-        frames, mirrored = frames[..., : n // 2 + 1], frames[..., n // 2 :]
-        mirrored = mirrored.flip(-1)  # the samples n, n - 1, ... n / 2
-        first, rest = frames[..., :1], frames[..., 1:-1]
-        middle, mirrored = frames[..., -1:], mirrored[..., :-1]
-        even = torch.cat([first, rest + mirrored, middle], dim=-1)
+        frames, n = self._frames(wavs) * self.taper, len(self.cosines)
+        first, middle = frames[..., :1], frames[..., n // 2 : n // 2 + 1]
+        left, right = (
+            frames[..., 1 : n // 2],
+            frames[..., n // 2 + 1 :].flip(-1),
+        )
+        even = torch.cat([first, left + right, middle], dim=-1)
         turns = self.places * self.bins % n
-        taper = self.taper.unsqueeze(1)
-        real = even @ (self.cosines[turns] * taper)
-        sines = (self.sines[turns] * taper)[1:-1]
-        return torch.stack([real, (rest - mirrored) @ sines], dim=-1)
+        real = even @ self.cosines[turns]
+        imaginary = (left - right) @ self.sines[turns[1:-1]]
+        return torch.stack([real, imaginary], dim=-1)
 
 
 class _Stateful(torch.nn.Module):

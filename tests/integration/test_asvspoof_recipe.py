@@ -13,6 +13,7 @@ import pytest
 import soundfile as sf
 import torch
 
+from noisegate.cli import main
 from noisegate.deploy.spoofing import SpoofingDetector
 from noisegate.evaluation.metrics import eer
 from noisegate.evaluation.scores import read_scores
@@ -130,7 +131,7 @@ def test_every_row_runs_with_debug(row, corpus, tmp_path):
     assert 0 <= result["test"]["EER"] <= 100
 
 
-def test_mini_learns_and_its_files_agree(corpus, tmp_path):
+def test_mini_learns_and_its_files_agree(corpus, tmp_path, capsys):
     """Beeps against noise: no errors; scores and compact model are right."""
     write_asv_scores(corpus)
     out = run(
@@ -165,6 +166,13 @@ def test_mini_learns_and_its_files_agree(corpus, tmp_path):
         ratio, accepted = detector.classify_file(audio, p_bonafide=0.5)
         assert ratio == pytest.approx(scale * score + offset, abs=1e-3)
         assert accepted == bool(label)
+    path = tmp_path / "spoof.onnx"
+    main(["export", folder, f"--output={path}", f"--check={audio}", "--trust"])
+    capsys.readouterr()
+    main(["spoof", str(audio), f"--model={path}"])
+    said = capsys.readouterr().out.split("\t")
+    assert float(said[1]) == pytest.approx(ratio, abs=2e-3)
+    assert said[2].strip() == ("bonafide" if ratio > 0 else "spoof")
     empty = tmp_path / "empty.wav"
     sf.write(empty, np.zeros(0), SAMPLE_RATE)
     with pytest.raises(ValueError, match="empty.wav has no samples"):

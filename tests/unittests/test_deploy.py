@@ -264,15 +264,17 @@ def bad_files(folder):
     return [folder / name for name in names.split()]
 
 
-def test_bad_audio_is_named_and_the_rest_is_done(tmp_path, exported, capsys):
-    files = [*bad_files(tmp_path), SPEECH[0]]
-    status = vad([str(file) for file in files], exported, threshold=-9.0)
+@pytest.mark.parametrize("command", ["vad", "spot"])
+def test_bad_audio_is_named_and_the_rest_is_done(command, tmp_path, capsys):
+    files = [str(file) for file in (*bad_files(tmp_path), SPEECH[0])]
+    with pytest.raises(SystemExit) as stopped:
+        main([command, *files, "--threshold=-99"])
     out, err = capsys.readouterr()
-    assert status == 2
+    assert stopped.value.code == 2
     lines = err.strip().split("\n")
     for path, line in zip(files[:-1], lines, strict=True):
         assert line.startswith(f"noisegate: {path}: it ")
-    assert out.strip().split("\n")[-1].startswith(str(SPEECH[0]))
+    assert out.strip().split("\n")[-1].startswith(files[-1])
 
 
 def test_formats(exported, capsys):

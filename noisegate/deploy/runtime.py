@@ -41,17 +41,20 @@ class Model:
         options.log_severity_level = 4
         try:
             with open(path, "rb") as file:
-                self.session = onnxruntime.InferenceSession(
-                    file.read(), options, providers=["CPUExecutionProvider"]
-                )
-            meta = self.session.get_modelmeta().custom_metadata_map
-            self.facts = json.loads(meta["noisegate"])
+                content = file.read()
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error}") from error
-        except Exception as error:  # onnxruntime's, of many kinds
-            raise ValueError(
-                f"{path} is not what `noisegate export` writes: {error}"
-            ) from error
+        other = f"{path} is not what `noisegate export` writes"
+        try:
+            self.session = onnxruntime.InferenceSession(
+                content, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's have no other base
+            raise ValueError(f"{other}: {error}") from error
+        meta = self.session.get_modelmeta().custom_metadata_map
+        if "noisegate" not in meta:
+            raise ValueError(f"{other}: its metadata has no 'noisegate'")
+        self.facts = json.loads(meta["noisegate"])
 
     def run(self, wavs, states=()):
         """Computes scores of signals, or of chunks.

@@ -219,6 +219,7 @@ def mixtures(speech, noise, most):
     rng = np.random.default_rng(0)
     clips = [r for r in read_rows(noise / "noise.csv") if r["part"] == "0"]
     clips = [r for r in clips if r["class"] in TEST_NOISES]
+    assert all(row["human_voice"] == "0" for row in clips)
     noises = [sf.read(noise / "noise" / f"{r['id']}.flac")[0] for r in clips]
     for folder in speech:
         segments = {}
@@ -227,11 +228,13 @@ def mixtures(speech, noise, most):
             segments.setdefault(row["id"], []).append(place)
         rows = read_rows(folder / "utterances.csv")
         rows = [row for row in rows if row["split"] == "test"][:most]
+        # Any noise at any SNR
+        order = rng.integers(len(noises), size=len(rows))
         for number, row in enumerate(rows):
             clean, rate = sf.read(folder / "flac" / f"{row['id']}.flac")
             assert rate == RATE, (row["id"], rate)
             snr = SNRS_DB[number % len(SNRS_DB)]
-            other = np.roll(noises[number % len(noises)], rng.integers(RATE))
+            other = np.roll(noises[order[number]], rng.integers(RATE))
             where = segments.get(row["id"], [])
             mixed = mix_at_snr(clean, other, where, snr).numpy()
             yield folder.name, snr, mixed, where

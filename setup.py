@@ -42,7 +42,12 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["noisegate", "noisegate.*"]),
     package_data={
-        "noisegate": ["version.txt", "evaluation/*.jinja", "deploy/*.onnx"]
+        "noisegate": [
+            "version.txt",
+            "evaluation/*.jinja",
+            "deploy/*.onnx",
+            "deploy/*.md",
+        ]
     },
     entry_points={"console_scripts": ["noisegate=noisegate.cli:main"]},
     # torch and torchaudio must come from the same release: SpeechBrain

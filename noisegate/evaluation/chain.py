@@ -20,6 +20,7 @@ from ruamel.yaml.error import YAMLError
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from speechbrain.utils.logger import get_logger
 
+from noisegate.evaluation.card import write_card
 from noisegate.evaluation.files import markdown_table, write_atomically
 from noisegate.evaluation.results import find_metric, stage
 from noisegate.evaluation.run_folder import (
@@ -62,6 +63,8 @@ def run_stages(run, hparams_file, run_opts, overrides=None):
         for stage_overrides in stages(hparams_file, overrides, run_opts):
             folder = Path(plan_of(hparams_file, stage_overrides)[OUTPUT])
             run(hparams_file, run_opts, stage_overrides)
+            if if_main_process():
+                write_card(folder)
     except KeyboardInterrupt:
         sys.stderr.write(f"stopped; the same command goes on in {folder}\n")
         sys.exit(130)

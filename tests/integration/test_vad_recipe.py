@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
+from huggingface_hub import ModelCard
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "VAD"
@@ -136,6 +137,10 @@ def test_every_row_runs_with_debug(row, corpus, tmp_path):
     bands = result["widths"]["features"]
     assert f"\n    model: [1, 401, {bands}]\n" in compact
     assert "noisegate" not in compact.partition("\n")[2]
+    card = ModelCard.load(tmp_path / "compact" / "README.md")
+    assert card.data.library_name == "speechbrain"
+    eers = (result[split]["EER"] for split in ("valid", "test"))
+    assert "| EER | {:.4g} | {:.4g} | - |".format(*eers) in card.text
     file = next((corpus / "speech" / "ogg").iterdir())
     wav = tmp_path / "a.wav"
     soundfile.write(wav, *soundfile.read(file))

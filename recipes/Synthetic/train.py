@@ -23,7 +23,7 @@ from speechbrain.utils.distributed import if_main_process
 from teachers import Teacher, synthesize
 
 from noisegate.evaluation.chain import run_stages
-from noisegate.evaluation.files import write_atomically
+from noisegate.evaluation.files import without_paths, write_atomically
 from noisegate.evaluation.recorded import RecordedBrain, tensorboard_logger
 
 
@@ -156,9 +156,12 @@ def run(hparams_file, run_opts, overrides):
         brain.save_compact(hparams_file, overrides)
     if if_main_process():
         result = {
+            "hparams": os.path.basename(hparams_file),
+            "overrides": [without_paths(text) for text in sys.argv[2:]],
             "seed": hparams["seed"],
             "budget": hparams["budget"],
             **brain.figures(),
+            "epochs": hparams["number_of_epochs"],
             **stats,
         }
         path = os.path.join(hparams["output_folder"], "result.json")

@@ -20,7 +20,6 @@ Authors
 """
 
 import argparse
-import csv
 import importlib.metadata
 import json
 import os
@@ -36,6 +35,8 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "vad.json"
+# What is there imports torch: not for the processes that are measured
+sys.path.append(str(ROOT / "recipes" / "VAD"))
 RATE, HOP = 16000, 160
 SNRS_DB = (-5, 0, 5, 10, 20)
 ROUNDS = 3
@@ -132,7 +133,7 @@ class SileroFiles(Silero):
 class WebRTC:
     """webrtcvad, windows of 10 ms: how many of its four modes say speech."""
 
-    package, delay_ms = "webrtcvad-wheels", 10.0
+    package, delay_ms, modes = "webrtcvad-wheels", 10.0, (0, 1, 2, 3)
 
     def __init__(self):
         import webrtcvad
@@ -144,7 +145,7 @@ class WebRTC:
         data = np.clip(np.round(32768 * signal), -32768, 32767)
         data = data.astype("<i2").tobytes()
         scores = np.zeros(len(signal) // HOP)
-        for mode in range(4):
+        for mode in self.modes:
             detector = self.make(mode)
             for i in range(len(scores)):
                 frame = data[2 * i * HOP : 2 * (i + 1) * HOP]
@@ -155,17 +156,7 @@ class WebRTC:
 class WebRTC2(WebRTC):
     """webrtcvad in mode 2 alone."""
 
-    def __call__(self, signal):
-        data = np.clip(np.round(32768 * signal), -32768, 32767)
-        data, detector = data.astype("<i2").tobytes(), self.make(2)
-        n = len(signal) // HOP
-        return np.array(
-            [
-                detector.is_speech(data[2 * i * HOP : 2 * (i + 1) * HOP], RATE)
-                for i in range(n)
-            ],
-            float,
-        )
+    modes = (2,)
 
 
 class Pulse:
@@ -202,17 +193,10 @@ SYSTEMS = {
 }
 
 
-def read_rows(path):
-    """Rows (list of dict) of a CSV."""
-    with open(path, newline="", encoding="utf-8") as fin:
-        return list(csv.DictReader(fin))
-
-
 def mixtures(speech, noise, most):
     """Yields source, SNR, signal and segments of noisy test utterances."""
     import soundfile as sf
-
-    sys.path.insert(0, str(ROOT / "recipes" / "VAD"))
+    from make_sample import read_rows
     from merge_data import TEST_NOISES
     from vad_data import mix_at_snr
 
@@ -274,7 +258,6 @@ def data_mb(signals):
 
 def run(speech, noise, most, commit):
     """Measures all systems that are installed."""
-    sys.path.insert(0, str(ROOT / "recipes" / "VAD"))
     from vad_data import frame_labels
 
     from noisegate.evaluation.files import write_atomically

@@ -301,11 +301,6 @@ def main(arguments=None):
     latency.add_argument(
         "--rounds", type=_count, default=15, help="times that each model is run"
     )
-    latency.add_argument(
-        "--trust",
-        action="store_true",
-        help="load models that bring code of their own (docs/security.md)",
-    )
     export = commands.add_parser(
         "export",
         help="write a cut model as ONNX, with its front-end",
@@ -328,24 +323,16 @@ def main(arguments=None):
         metavar="AUDIO",
         help="compare on these files, too",
     )
-    export.add_argument(
-        "--trust",
-        action="store_true",
-        help="load a model that brings code of its own (docs/security.md)",
-    )
+    for loads in (latency, export):
+        loads.add_argument(
+            "--trust",
+            action="store_true",
+            help="load models that bring code of their own (docs/security.md)",
+        )
     vad = commands.add_parser(
         "vad",
         help="print where somebody speaks in audio files, without torch",
         description="Prints segments of speech as soon as they have ended.",
-    )
-    vad.add_argument(
-        "files",
-        nargs="+",
-        metavar="FILE",
-        help="audio; - is a pipe: WAV, or 16 bits at the rate of the model",
-    )
-    vad.add_argument(
-        "--model", metavar="ONNX", help="of noisegate export; else its own"
     )
     vad.add_argument(
         "--format",
@@ -373,12 +360,6 @@ def main(arguments=None):
         description="Prints keywords, and when they are said, as they come.",
     )
     spot.add_argument(
-        "files", nargs="+", metavar="FILE", help="audio; as for vad"
-    )
-    spot.add_argument(
-        "--model", metavar="ONNX", help="of noisegate export; else its own"
-    )
-    spot.add_argument(
         "--threshold",
         type=float,
         default=0.6,
@@ -391,18 +372,26 @@ def main(arguments=None):
         "whether it is accepted as bona fide.",
     )
     spoof.add_argument(
-        "files", nargs="+", metavar="FILE", help="audio; as for vad"
-    )
-    spoof.add_argument(
-        "--model", metavar="ONNX", required=True, help="of noisegate export"
-    )
-    spoof.add_argument(
         "--threshold",
         type=float,
         default=0.0,
         help="ln(c_fa (1 - p) / (c_miss p)), where p is how probable bona "
         "fide speech is and c are the costs of errors",
     )
+    for hears in (vad, spot, spoof):
+        hears.add_argument(
+            "files",
+            nargs="+",
+            metavar="FILE",
+            help="audio; - is a pipe: WAV, or 16 bits at the rate of the model",
+        )
+        own = "" if hears is spoof else "; else its own"
+        hears.add_argument(
+            "--model",
+            metavar="ONNX",
+            required=hears is spoof,
+            help=f"of noisegate export{own}",
+        )
     # Behind "--", an argument could be taken for another YAML
     end = arguments.index("--") if "--" in arguments else len(arguments)
     known, overrides = parser.parse_known_args(arguments[:end])
@@ -422,8 +411,8 @@ def main(arguments=None):
     try:
         status = command(known, overrides)
     except KeyboardInterrupt:
-        again = "the same command goes on" if command is _sweep else ""
-        parser.exit(130, f"stopped{again and '; '}{again}\n")
+        again = "; the same command goes on" if command is _sweep else ""
+        parser.exit(130, f"stopped{again}\n")
     except (ImportError, KeyError, OSError, RuntimeError, ValueError) as error:
         if known.debug:
             raise

@@ -29,13 +29,10 @@ _FACTS = ("threshold", "segment_s", "calibration_scale", "calibration_offset")
 
 def _write(module, path, states):
     """Exports by torch's tracing exporter, which keeps recurrent layers."""
-    n = len(states)
-    names = [f"state{i}" for i in range(n)]
+    names = [f"state{i}" for i in range(len(states))]
     axes = {"wavs": {0: "batch", 1: "samples"}}
-    for i, state in enumerate(states):
-        batch = 1 if state.ndim == 3 and state.shape[1] == 1 else 0
-        axes[f"state{i}"] = {batch: "batch"}
-        axes[f"next_state{i}"] = {batch: "batch"}
+    for name, layer in zip(names, module.stateful):
+        axes[name] = axes[f"next_{name}"] = {layer.batch_dim: "batch"}
     axes["scores"] = {0: "batch", 1: "frames"}
     wavs = torch.randn(1, module.window + 24 * module.hop) / 10
     with (
@@ -150,7 +147,8 @@ def export(folder, path=None, streaming=False, files=()):
     values["pretrainer"].set_collect_in(str(folder))
     values["pretrainer"].load_collected()
     modules = values["modules"]
-    whole, deployed = Deployed(modules), Deployed(modules, streaming)
+    whole = Deployed(modules)
+    deployed = Deployed(modules, streaming=True) if streaming else whole
     states = deployed.initial() if streaming else []
     part = path.with_name(path.name + ".part")
     try:

@@ -87,10 +87,8 @@ class RealSTFT(torch.nn.Module):
             wavs = torch.nn.functional.pad(wavs, (self.padding, self.padding))
         frames, n = self._frames(wavs) * self.taper, len(self.cosines)
         first, middle = frames[..., :1], frames[..., n // 2 : n // 2 + 1]
-        left, right = (
-            frames[..., 1 : n // 2],
-            frames[..., n // 2 + 1 :].flip(-1),
-        )
+        left = frames[..., 1 : n // 2]
+        right = frames[..., n // 2 + 1 :].flip(-1)
         even = torch.cat([first, left + right, middle], dim=-1)
         turns = self.places * self.bins % n
         real = even @ self.cosines[turns]
@@ -100,7 +98,9 @@ class RealSTFT(torch.nn.Module):
 
 class _Stateful(torch.nn.Module):
     """A layer that begins where the chunk before ended. ``state`` is None for
-    the beginning of a signal."""
+    the beginning of a signal, ``batch_dim`` its dimension of signals."""
+
+    batch_dim = 0
 
     def __init__(self, layer):
         super().__init__()
@@ -123,6 +123,8 @@ class _CausalConv(_Stateful):
 
 class _Recurrence(_Stateful):
     """``torch.nn.GRU`` and ``RNN`` of one direction."""
+
+    batch_dim = 1
 
     def flatten_parameters(self):
         """SpeechBrain calls it."""
@@ -197,6 +199,7 @@ class Deployed(torch.nn.Module):
         self.stateful = [
             m for m in self.parts.modules() if isinstance(m, _Stateful)
         ]
+        self.eval()  # exporters put back the mode that the whole of it has
         if streaming:
             self._check(whole)
 

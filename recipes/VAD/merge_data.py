@@ -15,24 +15,11 @@ Authors
 """
 
 import argparse
-import csv
 from pathlib import Path
 
+from make_sample import read_rows, write_rows
+
 TEST_NOISES = ("boat", "rain", "running tap", "storm", "waves", "music loop")
-
-
-def read_rows(path):
-    """Rows (list of dict) of a CSV."""
-    with open(path, newline="", encoding="utf-8") as fin:
-        return list(csv.DictReader(fin))
-
-
-def write_rows(path, rows):
-    """Writes rows as a CSV."""
-    with open(path, "w", newline="", encoding="utf-8") as out:
-        writer = csv.DictWriter(out, list(rows[0]), extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def link(rows, source, target):
@@ -75,9 +62,12 @@ def main():
         clips += [
             {key: row[key] for key in ("id", "class", "fold")} for row in rows
         ]
-    write_rows(speech / "utterances.csv", utterances)
-    write_rows(speech / "segments.csv", segments)
-    write_rows(noise / "clips.csv", clips)
+    for path, rows in (
+        (speech / "utterances.csv", utterances),
+        (speech / "segments.csv", segments),
+        (noise / "clips.csv", clips),
+    ):
+        write_rows(path, rows, list(rows[0]))
 
 
 if __name__ == "__main__":

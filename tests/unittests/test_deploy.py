@@ -58,9 +58,9 @@ def save(folder, overrides):
     model, _ = compact(gates)
     modules["model"] = model
     originals = {
-        name: constructor(YAML, name, overrides) for name in ("mean_var_norm",)
+        name: constructor(YAML, name, overrides)
+        for name in ("mean_var_norm", "model")
     }
-    originals["model"] = constructor(YAML, "model", overrides)
     save_compact(
         folder, dict(modules), "", originals, sample_rate=16000, threshold=0.1
     )

@@ -52,11 +52,12 @@ setup(
     entry_points={"console_scripts": ["noisegate=noisegate.cli:main"]},
     # torch and torchaudio must come from the same release: SpeechBrain
     # imports torchaudio, whose binary part links against torch's. SpeechBrain
-    # 1.1.2 asks for 2.7.1; 2.11 is the last release of torchaudio.
+    # 1.1.2 asks for 2.7.1. torchaudio 2.11.1 says that torch 2.11 is enough,
+    # but does not load beside it (it is built with a later one).
     install_requires=[
         "speechbrain==1.1.*",
         "torch>=2.7.1,<2.12",
-        "torchaudio>=2.7.1,<2.12",
+        "torchaudio>=2.7.1,<2.11.1",
         "hyperpyyaml",
         "sentencepiece",
         "filelock>=4",

@@ -23,9 +23,9 @@ make_one() { # NAME PACKAGES: an environment of its own
     "$1/bin/pip" install -q "${@:2}"
     touch "$1/made"
 }
-make_one full "$ROOT[deploy]" "torch==2.11.*" "torchaudio==2.11.*"
+make_one full "$ROOT[deploy]" "torch==2.11.*" "torchaudio==2.11.0"
 make_one small onnxruntime numpy soundfile
-make_one plain speechbrain==1.1.2 "torch==2.11.*" "torchaudio==2.11.*" soundfile
+make_one plain speechbrain==1.1.2 "torch==2.11.*" "torchaudio==2.11.0" soundfile
 # Without its dependencies, and as it is now
 small/bin/pip install -q --no-deps --force-reinstall "$ROOT"
 

@@ -1,23 +1,26 @@
-"""What a header says of an audio file, and whether that is true.
+"""Reads audio files, and says what is wrong with them.
 
 Authors
  * The noisegate developers, 2026
 """
 
+import math
 import os
 import re
 
+import numpy as np
 import soundfile as sf
+from scipy.signal import resample_poly
 
 # As programs write it that could not know the length.
 _UNKNOWN_SIZE = 2**32 - 1
 _WRONG_SIZE = re.compile(r"^\s*data\s*:\s*(\d+)\s*\(should be (\d+)\)", re.M)
-
 _NO_CHUNK = "*** Unknown chunk marker"
+_SLACK_MS = 10  # by which times in a manifest may be rounded
 
 
 def audio_info(path):
-    """Sample rate and length of an audio file, from its header.
+    """Sample rate and length of an audio file, whose last sample is read.
 
     Arguments
     ---------
@@ -39,6 +42,12 @@ def audio_info(path):
     ValueError
         If it is unreadable, empty or shorter than its header says.
     """
+    sample_rate, n_samples, n_channels = _header(path)
+    read_samples(path, n_samples - 1, n_samples)
+    return sample_rate, n_samples, n_channels
+
+
+def _header(path):
     if not os.path.isfile(path):
         raise FileNotFoundError(f"audio file {path} does not exist")
     try:
@@ -60,3 +69,78 @@ def audio_info(path):
     if info.frames <= 0:
         raise ValueError(f"audio file {path} is empty: it holds no samples")
     return info.samplerate, info.frames, info.channels
+
+
+def read_audio(path, start_s=0.0, stop_s=None, sample_rate=16000, channel=None):
+    """Reads a piece of an audio file as one channel.
+
+    Channels are averaged if none is chosen; another sample rate is resampled
+    by a polyphase filter.
+
+    Arguments
+    ---------
+    path : str
+        The file.
+    start_s : float
+        Where the piece begins.
+    stop_s : float
+        Where it ends; None for the end of the file.
+    sample_rate : int
+        Sample rate of the result in Hz.
+    channel : int
+        The channel, from 0; None for the mean of all.
+
+    Returns
+    -------
+    signal : numpy.ndarray (time,)
+        float32. A missing file raises FileNotFoundError; one that is
+        unreadable, empty, too short or holds NaN or Inf raises ValueError.
+    """
+    file_rate, n_samples, _ = _header(path)
+    start = round(start_s * file_rate)
+    stop = n_samples if stop_s is None else round(stop_s * file_rate)
+    slack = file_rate * _SLACK_MS // 1000
+    if not 0 <= start < stop or stop > n_samples + slack or start >= n_samples:
+        raise ValueError(
+            f"audio file {path} lasts {n_samples / file_rate:.3f} s, asked for "
+            f"{start_s:.3f} to {stop / file_rate:.3f} s"
+        )
+    signal = read_samples(path, start, min(stop, n_samples))
+    if channel is None:
+        signal = signal.mean(axis=1)
+    elif channel < signal.shape[1]:
+        signal = signal[:, channel]
+    else:
+        raise ValueError(
+            f"audio file {path} has {signal.shape[1]} channels, channel is "
+            f"{channel}"
+        )
+    if sample_rate != file_rate:
+        divisor = math.gcd(sample_rate, file_rate)
+        signal = resample_poly(
+            signal, sample_rate // divisor, file_rate // divisor
+        )
+    return np.ascontiguousarray(signal, dtype=np.float32)
+
+
+def read_samples(path, start, stop):
+    """Samples of all channels (time, channels), float32; ``start`` and
+    ``stop`` count them. Raises ValueError as :func:`read_audio`."""
+    try:
+        signal, _ = sf.read(
+            os.fsencode(path),
+            start=start,
+            stop=stop,
+            dtype="float32",
+            always_2d=True,
+        )
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"audio file {path} is unreadable: {error}") from error
+    if len(signal) < stop - start:
+        raise ValueError(
+            f"audio file {path} is truncated: {len(signal)} samples read, "
+            f"{stop - start} expected from its header"
+        )
+    if not np.isfinite(signal).all():
+        raise ValueError(f"audio file {path} holds NaN or Inf samples")
+    return signal

@@ -46,7 +46,7 @@ def write_card(folder):
         ["activations per second", f"{result['activations_per_second']:,.0f}"],
         ["size on disk, kB", f"{size_kb:.0f}"],
     ]
-    intervals = result.get("test_intervals_95", {})
+    intervals = result.get("test_intervals_95") or {}
     figures = [
         [
             name,

@@ -70,6 +70,7 @@ from scipy.signal import (
 from scipy.spatial.distance import cdist
 from speechbrain.utils.logger import get_logger
 
+from noisegate.evaluation.audio import read_audio
 from noisegate.evaluation.files import write_atomically
 from noisegate.extras import extra
 
@@ -77,7 +78,7 @@ from noisegate.extras import extra
 sys.path.append(str(Path(__file__).resolve().parents[1] / "VAD"))
 
 from asvspoof_prepare import SETS, read_protocol  # noqa: E402
-from vad_data import active_frames, active_rms, item_generator, read_audio  # noqa: E402
+from vad_data import active_frames, active_rms, item_generator  # noqa: E402
 from vad_prepare import (  # noqa: E402
     AUDIO_SUFFIXES,
     SPEAKER_COLUMNS,

@@ -23,11 +23,11 @@ import speechbrain as sb
 import torch
 from asvspoof_prepare import find_asv_scores, prepare_asvspoof, read_asv_scores
 from hyperpyyaml import load_hyperpyyaml
-from speechbrain.dataio.dataio import read_audio
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import ReproducibleWeightedRandomSampler
 from speechbrain.utils.distributed import if_main_process, run_on_main
 
+from noisegate.evaluation.audio import read_audio
 from noisegate.evaluation.chain import run_stages
 from noisegate.evaluation.files import without_paths, write_atomically
 from noisegate.evaluation.metrics import asv_errors
@@ -138,9 +138,9 @@ def load_utterance(path, length_s, sample_rate, segment_s, crop):
     if n_samples > n_segment and crop:
         start = int(torch.randint(n_samples - n_segment + 1, (1,)))
         # Only this part of the file is decoded
-        part = {"file": path, "start": start, "stop": start + n_segment}
-        return read_audio(part)
-    wav = read_audio(path)
+        part = start / sample_rate, (start + n_segment) / sample_rate
+        return torch.from_numpy(read_audio(path, *part, sample_rate))
+    wav = torch.from_numpy(read_audio(path, sample_rate=sample_rate))
     if len(wav) < n_segment:
         wav = wav.repeat(-(-n_segment // len(wav)))[:n_segment]
     return wav

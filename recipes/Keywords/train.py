@@ -27,6 +27,7 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.utils.distributed import if_main_process, run_on_main
 
+from noisegate.evaluation.audio import read_audio
 from noisegate.evaluation.chain import run_stages
 from noisegate.evaluation.classes import ClassScores
 from noisegate.evaluation.files import without_paths, write_atomically
@@ -114,12 +115,9 @@ def dataio_prep(hparams, kept):
     @sb.utils.data_pipeline.provides("wav")
     def read(wav, start_s, duration_s):
         """One clip, padded or cut to the length of all."""
-        place = {"file": wav}
-        if duration_s is not None:
-            place["start"] = round(start_s * hparams["sample_rate"])
-            samples = round(duration_s * hparams["sample_rate"])
-            place["stop"] = place["start"] + samples
-        signal = sb.dataio.dataio.read_audio(place)[:n_samples]
+        stop_s = None if duration_s is None else start_s + duration_s
+        signal = read_audio(wav, start_s, stop_s, hparams["sample_rate"])
+        signal = torch.from_numpy(signal[:n_samples])
         return torch.nn.functional.pad(signal, (0, n_samples - len(signal)))
 
     @sb.utils.data_pipeline.takes("id", "wav", "start_s", "duration_s")

@@ -14,14 +14,12 @@ import math
 import os
 
 import numpy as np
-import soundfile as sf
 import torch
-from scipy.signal import resample_poly
 from speechbrain.dataio.dataio import load_data_json
 from speechbrain.utils.data_pipeline import provides, takes
 from speechbrain.utils.logger import get_logger
 
-from noisegate.evaluation.audio import audio_info
+from noisegate.evaluation.audio import audio_info, read_audio, read_samples
 
 logger = get_logger(__name__)
 
@@ -75,88 +73,13 @@ def check_channels(path):
     _, n_samples, n_channels = audio_info(path)
     if n_channels == 1:
         return
-    signal = _read(path, 0, n_samples)
+    signal = read_samples(path, 0, n_samples)
     loudest = max(_rms(channel) for channel in signal.T)
     if _rms(signal.mean(axis=1)) < MIN_SUM_SHARE * loudest:
         raise ValueError(
             f"audio file {path} has channels that cancel in their mean: "
             "choose one (channel: 0)"
         )
-
-
-def read_audio(path, start_s=0.0, stop_s=None, sample_rate=16000, channel=None):
-    """Reads a piece of an audio file as one channel.
-
-    Channels are averaged if none is chosen; another sample rate is resampled
-    by a polyphase filter.
-
-    Arguments
-    ---------
-    path : str
-        The file.
-    start_s : float
-        Where the piece begins.
-    stop_s : float
-        Where it ends; None for the end of the file.
-    sample_rate : int
-        Sample rate of the result in Hz.
-    channel : int
-        The channel, from 0; None for the mean of all.
-
-    Returns
-    -------
-    signal : numpy.ndarray (time,)
-        float32. A missing file raises FileNotFoundError; one that is
-        unreadable, empty, too short or holds NaN or Inf raises ValueError.
-    """
-    file_rate, n_samples, _ = audio_info(path)
-    start = round(start_s * file_rate)
-    stop = n_samples if stop_s is None else round(stop_s * file_rate)
-    # 10 ms are allowed for the rounding of the times in a manifest.
-    slack = file_rate * FRAME_MS // 1000
-    if not 0 <= start < stop or stop > n_samples + slack or start >= n_samples:
-        raise ValueError(
-            f"audio file {path} lasts {n_samples / file_rate:.3f} s, asked for "
-            f"{start_s:.3f} to {stop / file_rate:.3f} s"
-        )
-    signal = _read(path, start, min(stop, n_samples))
-    if channel is None:
-        signal = signal.mean(axis=1)
-    elif channel < signal.shape[1]:
-        signal = signal[:, channel]
-    else:
-        raise ValueError(
-            f"audio file {path} has {signal.shape[1]} channels, channel is "
-            f"{channel}"
-        )
-    if sample_rate != file_rate:
-        divisor = math.gcd(sample_rate, file_rate)
-        signal = resample_poly(
-            signal, sample_rate // divisor, file_rate // divisor
-        )
-    return np.ascontiguousarray(signal, dtype=np.float32)
-
-
-def _read(path, start, stop):
-    """Samples of all channels (time, channels)."""
-    try:
-        signal, _ = sf.read(
-            os.fsencode(path),
-            start=start,
-            stop=stop,
-            dtype="float32",
-            always_2d=True,
-        )
-    except (RuntimeError, OSError) as error:
-        raise ValueError(f"audio file {path} is unreadable: {error}") from error
-    if len(signal) < stop - start:
-        raise ValueError(
-            f"audio file {path} is truncated: {len(signal)} samples read, "
-            f"{stop - start} expected from its header"
-        )
-    if not np.isfinite(signal).all():
-        raise ValueError(f"audio file {path} holds NaN or Inf samples")
-    return signal
 
 
 # --------------------------------------------------------- levels, mixing

@@ -43,17 +43,16 @@ from vad_data import (
     MAX_LISTED,
     SNR_RANGES,
     active_frames,
-    audio_info,
     bad_files_message,
     check_channels,
     draw_noise_start,
     draw_snr,
     item_generator,
-    read_audio,
     speech_rms,
     uniform_snr,
 )
 
+from noisegate.evaluation.audio import audio_info, read_audio
 from noisegate.evaluation.files import (
     escaped,
     files_below,

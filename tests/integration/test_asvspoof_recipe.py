@@ -120,6 +120,7 @@ def run(hparams, output, corpus, *overrides, launcher=()):
 def test_every_row_runs_with_debug(row, corpus, tmp_path):
     """Each YAML trains, meets its budget, compacts and tests."""
     flags = ("--debug", "--debug_batches=10")  # so that both classes occur
+    flags += ("--n_bootstraps=0",)  # no intervals
     out = run(ROOT / row["Hparam_file"], tmp_path, corpus, *flags)
     assert out.returncode == 0, out.stdout[-3000:]
     files = row["test_debug_checks"].partition("=[")[2].rstrip("]")

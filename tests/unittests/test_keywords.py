@@ -140,6 +140,7 @@ def test_the_sample_is_in_line_with_the_originals():
         ("a file", FileNotFoundError, "lacks 1 files of its lists"),
         ("the noise", FileNotFoundError, "no WAV files"),
         ("a rate", ValueError, "8000 Hz and 1 channels, expected 16000 Hz"),
+        ("an end", ValueError, "0.wav is (unreadable|truncated)"),
     ],
 )
 def test_what_is_wrong_is_named(change, error, message, corpus, tmp_path):
@@ -155,7 +156,11 @@ def test_what_is_wrong_is_named(change, error, message, corpus, tmp_path):
             path.unlink()
     else:
         path = corpus / "yes" / "00000001_nohash_0.wav"
-        soundfile.write(path, np.zeros(800), 8000)
+        rate, form = (8000, "WAV") if change == "a rate" else (16000, "FLAC")
+        signal = 0.1 * np.random.default_rng(0).standard_normal(rate)
+        soundfile.write(path, signal, rate, format=form)
+        if change == "an end":  # the header is whole
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(error, match=message):
         manifests(corpus, tmp_path / "save")
     assert not (tmp_path / "save").exists()

@@ -99,9 +99,10 @@ def run(hparams, output, corpus, *overrides, launcher=()):
         "--num_workers=0",
         "--batch_size=4",
         "--segment_s=1.0",
-        "--n_bootstraps=20",
         *overrides,
     ]
+    if "--n_bootstraps=0" not in overrides:
+        command.append("--n_bootstraps=20")
     return subprocess.run(
         command,
         cwd=RECIPE,

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Kills runs of the recipes anywhere: do they end as if nothing had happened?
 
-> python benchmarks/kills.py [--kills=200]
+> python benchmarks/kills.py [--kills=200] [--damages=200]
 > python benchmarks/kills.py --table benchmarks/README.md
 
 Each case is a command. It is run once to its end; then again and again in new
@@ -11,9 +11,10 @@ Then, in every third run, a file of a checkpoint is damaged: cut, zeroed, put in
 the place of another, deleted. Started again until it ends, it must have left
 the same result, scores, history of widths, log and weights. "Two at once" are
 two processes that start in one folder at the same moment: one has to do the
-run, the other to say why it does not. Corpora are made here of noise and tones;
-a run takes seconds. Results are written after each run to
-benchmarks/results/kills.json; what is in it is not repeated.
+run, the other to say why it does not. "A damaged checkpoint" is a run that was
+killed once, where a file of a checkpoint, or two, are damaged. Corpora are made
+here of noise and tones; a run takes seconds. Results are written after each run
+to benchmarks/results/kills.json; what is in it is not repeated.
 
 Authors
  * The noisegate developers, 2026
@@ -49,6 +50,7 @@ from noisegate.evaluation.files import (
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results" / "kills.json"
 PAIRS = "two at once"
+DAMAGED = "a damaged checkpoint"
 HOWS = ("cut", "zeroed", "swapped", "deleted")
 RATE = 16000
 MARK = "KILLS_RUN"  # of the processes of a run
@@ -322,7 +324,39 @@ def two_at_once(case, data, folder, number, expected):
     }
 
 
-def campaign(n_kills):
+def stopped(case, data, folder):
+    """A run that was killed when it had several checkpoints."""
+    out = folder / "stopped"
+    process = start(case, data, out)
+    while len(list(out.glob("save/CKPT*/checksums.ckpt"))) < 2:
+        if process.poll() is not None:
+            sys.exit(f"{case} ended too early, see {out}.txt")
+        time.sleep(0.01)
+    kill_all(out)
+    process.wait()
+    return out
+
+
+def gone_on(case, data, folder, number, whole, expected):
+    """Goes on with damaged checkpoints; what came out of it."""
+    out, draw = folder / f"damaged{number}", random.Random(f"damaged/{number}")
+    shutil.copytree(whole, out)
+    damages = [damaged(out, draw) for _ in range(draw.choice((1, 1, 2)))]
+    ended = finish(case, data, out)
+    found = left_by(out)
+    differ = [n for n in expected if expected[n] != found.get(n)]
+    if ended is not None and not differ:
+        shutil.rmtree(out)
+    return {
+        "case": DAMAGED,
+        "number": number,
+        "kills": damages,
+        "ended": ended is not None,
+        "differ": differ,
+    }
+
+
+def campaign(n_kills, n_damages):
     """Runs what is missing, case by case in turn."""
     results = []
     if RESULTS.exists():
@@ -342,10 +376,15 @@ def campaign(n_kills):
             sys.exit(f"{case} fails without kills, see {out}.txt")
         whole[case] = seconds, left_by(out)
         print(f"{case}: {seconds:.1f} s", flush=True)
-    while len(results) < n_kills:
+    half_done = stopped("VAD", folder / "data", folder)
+    while len(results) - done[DAMAGED] < n_kills or done[DAMAGED] < n_damages:
         case = min((*CASES, PAIRS), key=lambda name: done[name])
+        if len(results) - done[DAMAGED] >= n_kills:
+            case = DAMAGED
         place = folder / "data", folder, done[case]
-        if case == PAIRS:
+        if case == DAMAGED:
+            row = gone_on("VAD", *place, half_done, whole["VAD"][1])
+        elif case == PAIRS:
             row = two_at_once("VAD", *place, whole["VAD"][1])
         else:
             row = killed(case, *place, *whole[case])
@@ -359,7 +398,7 @@ def table():
     """The table of the README."""
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     rows = []
-    for case in (*CASES, PAIRS):
+    for case in (*CASES, PAIRS, DAMAGED):
         mine = [row for row in results if row["case"] == case]
         places = [place for row in mine for place in row["kills"]]
         files = sum(place.startswith("file") for place in places)
@@ -375,9 +414,10 @@ def table():
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=200, help="runs in all")
+    parser.add_argument("--damages", type=int, default=0, help="in addition")
     parser.add_argument("--table", help="put the table into this file")
     options = parser.parse_args()
     if options.table:
         fill_blocks(options.table, kills=table())
     else:
-        campaign(options.kills)
+        campaign(options.kills, options.damages)

@@ -83,6 +83,10 @@ class GatedBrain(sb.Brain):
 
     def __init__(self, *args, gate_opt_class=None, **kwargs):
         super().__init__(*args, **kwargs)
+        if not (gate_opt_class is None or callable(gate_opt_class)):
+            raise ValueError(
+                f"gate_opt_class must be callable, got {gate_opt_class!r}"
+            )
         self.gate_opt_class = gate_opt_class
         for key in ("gates", "complexity_loss"):
             if not hasattr(self.hparams, key):

@@ -8,6 +8,7 @@ Authors
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -75,10 +76,34 @@ def _count(text):
     return number
 
 
+def _finite(text):
+    number = float(text)
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"expected a number, got {text}")
+    return number
+
+
+def _duration(text):
+    number = _finite(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"expected 0 or more, got {text}")
+    return number
+
+
 def _mapping(path):
     from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
-    return YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
+    try:
+        found = YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, YAMLError) as error:
+        raise argparse.ArgumentTypeError(f"{path}: {error}") from error
+    named = isinstance(found, dict) and found
+    if not (named and all(isinstance(v, dict) for v in found.values())):
+        raise argparse.ArgumentTypeError(
+            f"expected a YAML of names and their values, got {path}: {found!r}"
+        )
+    return found
 
 
 def _inspect(known, overrides):
@@ -340,17 +365,17 @@ def main(arguments=None):
         default="text",
     )
     vad.add_argument(
-        "--threshold", type=float, help="of the score; the model's by default"
+        "--threshold", type=_finite, help="of the score; the model's by default"
     )
     vad.add_argument(
         "--min_speech_ms",
-        type=float,
+        type=_duration,
         default=100,
         help="shorter segments are left out",
     )
     vad.add_argument(
         "--min_silence_ms",
-        type=float,
+        type=_duration,
         default=300,
         help="shorter pauses do not end a segment",
     )
@@ -361,7 +386,7 @@ def main(arguments=None):
     )
     spot.add_argument(
         "--threshold",
-        type=float,
+        type=_finite,
         default=0.6,
         help="mean probability of five looks within 0.5 s",
     )
@@ -373,7 +398,7 @@ def main(arguments=None):
     )
     spoof.add_argument(
         "--threshold",
-        type=float,
+        type=_finite,
         default=0.0,
         help="ln(c_fa (1 - p) / (c_miss p)), where p is how probable bona "
         "fide speech is and c are the costs of errors",

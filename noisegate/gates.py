@@ -315,10 +315,11 @@ class Gates(collections.abc.Mapping):
         selected = {}
         for pattern, options in layers.items():
             options = {} if options is None else options
-            if options is not False and not isinstance(options, dict):
+            good = options is False or isinstance(options, dict)
+            if not (good and isinstance(pattern, str)):
                 raise ValueError(
-                    f"layers: '{pattern}' needs options of its gates, such as "
-                    f"{{kappa_min: 0.1}}, or False; got {options}"
+                    f"layers: {pattern!r} must be a text, with options of "
+                    f"gates like {{kappa_min: 0.1}}, or False; got {options}"
                 )
             hits = [group for group in self.groups if _matches(group, pattern)]
             open_hits = [group for group in hits if group.locked_reason is None]

@@ -35,6 +35,9 @@ from noisegate.evaluation.run_folder import (
 logger = get_logger(__name__)
 
 DENSE, OUTPUT = "dense", "output_folder"
+# SpeechBrain and torch check by assertions what they are built with
+USER_ERRORS = (ArithmeticError, AssertionError, ImportError, OSError)
+USER_ERRORS += (TypeError, ValueError, YAMLError)
 CHAIN_KEYS = ("pretrained", "budget", "output_folder", "gate_layers", "dense")
 CHAIN_KEYS += ("stage", "teacher_folder")
 
@@ -68,7 +71,7 @@ def run_stages(run, hparams_file, run_opts, overrides=None):
     except KeyboardInterrupt:
         sys.stderr.write(f"stopped; the same command goes on in {folder}\n")
         sys.exit(130)
-    except (ImportError, OSError, TypeError, ValueError, YAMLError) as error:
+    except USER_ERRORS as error:
         if run_opts.get("debug"):
             raise
         where = "--debug shows where"

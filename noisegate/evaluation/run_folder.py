@@ -27,7 +27,8 @@ logger = get_logger(__name__)
 SETTINGS = "settings.json"
 # Names of keys that are counts
 _COUNTS = re.compile(
-    r"(^|_)(n|num|number)_|(channels|epochs?|layers|neurons|seed|size|units)$"
+    r"(^|_)(n|num|number)_|(channels|epochs?|layers|neurons|seed|size|units"
+    r"|sample_rate|d_model|d_ffn|nhead|stride|per_segment)$"
 )
 _WAYS_OUT = "Choose another output_folder, or --overwrite=True, which moves "
 _WAYS_OUT += "the old folder aside"

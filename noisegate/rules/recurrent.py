@@ -108,12 +108,9 @@ class CellRule(LayerRule):
                 select(layer, name, 1, index)
             layer.input_size = len(index)
         else:
-            size, n_parts, first = (
-                layer.hidden_size,
-                self.n_parts,
-                self._first(),
-            )
-            rows = torch.cat([index + part * size for part in range(n_parts)])
+            size, first = layer.hidden_size, self._first()
+            parts = range(self.n_parts)
+            rows = torch.cat([index + part * size for part in parts])
             below = torch.cat(
                 [index + d * size for d in range(self.directions)]
             )
@@ -130,10 +127,8 @@ class CellRule(LayerRule):
 
     def cost(self, widths, calls):
         n_in, units = widths["in"], widths["hidden"]
-        n_more, directions = (
-            getattr(self.layer, "num_layers", 1) - 1,
-            self.directions,
-        )
+        n_more = getattr(self.layer, "num_layers", 1) - 1
+        directions = self.directions
         n_out = self.projected or units
         per_unit = (n_in + n_out) + n_more * (directions * n_out + n_out)
         weights = self.n_parts * directions * units * per_unit

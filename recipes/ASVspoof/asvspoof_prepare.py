@@ -504,6 +504,8 @@ def _trials_with_audio(protocol, root, folder, roots, phase, problems):
             f"{folders[0]} is not a folder: expected the audio of {protocol}"
         )
     trials, others, wrong = read_protocol(protocol, phase)
+    if not (trials or wrong):
+        raise ValueError(f"protocol {protocol} has no line of a trial")
     problems["wrong lines"] += wrong
     paths, copies = _list_audio(folder)
     extra = set(paths) - {t["id"] for t in trials} - others

@@ -561,7 +561,8 @@ layers:
             {"rnn": {"kappa_min": 2}},
             "'rnn', 'rnn': kappa_min must be a number in",
         ),
-        ({"rnn": 0.1}, "'rnn' needs options of its gates"),
+        ({"rnn": 0.1}, "'rnn' must be a text, with options of gates"),
+        ([3], "3 must be a text"),
         ({"out": {}}, "out is the output of the model"),
     ],
 )

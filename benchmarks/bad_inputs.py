@@ -180,7 +180,7 @@ def of_files(recipe, data):
                 audio = path.suffix in (".wav", ".flac")
                 listed = recipe != "VAD"  # whose files nobody misses
                 for damage in OF_AUDIO if audio else OF_TABLES:
-                    if damage is not gone or listed:
+                    if damage not in (gone, a_folder) or listed:
                         yield path.relative_to(data).as_posix(), damage
 
 

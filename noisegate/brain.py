@@ -122,16 +122,14 @@ class GatedBrain(sb.Brain):
         teacher = getattr(self.hparams, "teacher", None)
         self.teacher = teacher if teacher and teacher.modules else None
         self.seeds = Seeds()
-        self._epoch = None
+        self._epoch = self._steps_per_epoch = None
+        self._losses = {}  # of the epoch
         self._unreached = set()  # gates without a gradient, as was warned
-        self._steps_per_epoch = None
-        self._term_added = self._taught = False
-        self._fed = self._stepped = False
+        self._term_added = self._taught = self._fed = self._stepped = False
         self._first_step, self._batch = 0, None
         self._compacted = None  # the cut model
         self._cut = {}  # cut modules by those in whose place they are
-        self._uncut = {}  # what was in self.modules before
-        self._uncut_hparams = {}
+        self._uncut, self._uncut_hparams = {}, {}  # what was there before
 
     def _prepare(self, dataset, loader_kwargs):
         """Gates all modules together, if the hparams say so."""
@@ -407,11 +405,12 @@ class GatedBrain(sb.Brain):
         """See ``sb.Brain.on_stage_end``; writes the history of the widths."""
         if stage == sb.Stage.TRAIN:
             self._check_epoch(epoch)
+        self._losses[f"{stage.name.lower()} loss"] = float(stage_loss)
         folder = getattr(self.hparams, "output_folder", None)
         if stage == sb.Stage.VALID and folder and if_main_process():
-            line = json.dumps({"epoch": epoch, **self.gate_stats()})
+            stats = {"epoch": epoch, **self._losses, **self.gate_stats()}
             path = os.path.join(folder, "gates.jsonl")
-            append_epoch(path, epoch, line)
+            append_epoch(path, epoch, json.dumps(stats))
 
     def _check_epoch(self, epoch):
         """Raises RuntimeError if gates have not been trained in an epoch."""

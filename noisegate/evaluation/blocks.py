@@ -8,11 +8,12 @@ import html
 
 from noisegate.evaluation.methods import METHODS
 
+# Seen on white and on dark paper
 COLOURS = dict(
     zip(
         METHODS,
         (
-            *("#555", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#882255"),
+            *("#777", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8d6bbf"),
             *("#e69f00", "#56b4e9"),
         ),
         strict=True,

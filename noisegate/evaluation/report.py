@@ -24,7 +24,7 @@ from noisegate.evaluation.files import (
     write_atomically,
 )
 from noisegate.evaluation.results import SweepFolder, figures, summarize
-from noisegate.evaluation.sections import SECTIONS
+from noisegate.evaluation.sections import SECTIONS, conclusion
 from noisegate.extras import extra
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -189,7 +189,9 @@ def write_report(
         f"{len(data.results)} of {len(sweep.cells)} cells are finished. "
         f"Overrides of the recipe: {overrides}."
     )
-    blocks, tables, plots = [("title", title), ("text", intro)], [], []
+    blocks = [("title", title), ("conclusion", conclusion(data))]
+    blocks.append(("text", intro))
+    tables, plots = [], []
     for number, (heading, section) in enumerate(SECTIONS.items(), 1):
         found = list(section(data))
         blocks += [("heading", f"{number}. {heading}"), *found]
@@ -204,7 +206,7 @@ def write_report(
         tables = "\n\n".join([shown, *tables])
         fill_blocks(readme, **{block or sweep.folder.name: tables})
     text = [_to_markdown(block) for block in blocks]
-    text.insert(2, "![Trade-off curves](curves.png)")
+    text.insert(3, "![Trade-off curves](curves.png)")
     text = "\n\n".join(text) + "\n"
     write_atomically(sweep.folder / "report.md", text)
     page = _to_html(title, blocks)

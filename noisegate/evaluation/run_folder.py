@@ -28,7 +28,7 @@ SETTINGS = "settings.json"
 # Names of keys that are counts
 _COUNTS = re.compile(
     r"(^|_)(n|num|number)_|(channels|epochs?|layers|neurons|seed|size|units"
-    r"|sample_rate|d_model|d_ffn|nhead|stride|per_segment)$"
+    r"|sizes|widths|sample_rate|d_model|d_ffn|nhead|stride|per_segment)$"
 )
 _WAYS_OUT = "Choose another output_folder, or --overwrite=True, which moves "
 _WAYS_OUT += "the old folder aside"
@@ -78,6 +78,10 @@ def check_overrides(plan, overrides):
             hint = f"; is '{near[0]}' meant?" if near else ""
             raise ValueError(f"the YAML has no key '{key}'{hint}")
         default = plan[key]
+        if isinstance(default, list) and isinstance(value, list):
+            if default and all(_kind(x) == "a number" for x in default):
+                for item in value:
+                    check_overrides({key: default[0]}, {key: item})
         wanted = _kind(default)
         if value is None or default is None or wanted is None:
             continue

@@ -37,6 +37,75 @@ def _history(result):
     return history
 
 
+def _lines(history, full, shown):
+    """Traces over the epochs: MACs, widths and losses of one cell."""
+    own = {"mode": "lines", "visible": shown}
+    most = max(record["macs_per_second"] for record in history)
+    found = {"MACs": [r["macs_per_second"] / most for r in history]}
+    for key in dict.fromkeys(key for r in history for key in r):
+        values = [r.get(key) for r in history]
+        if key.startswith("width "):
+            name = key.removeprefix("width ")
+            top = full.get(name) or max(filter(None, values))
+            found[name] = [v if v is None else v / top for v in values]
+        elif key in ("train loss", "valid loss"):
+            found[key] = values
+    for name, values in found.items():
+        line = {"width": 4 if name == "MACs" else 2}
+        loss = name.endswith(" loss")
+        yield {
+            "x": [r["epoch"] for r in history],
+            "y": values,
+            "name": html.escape(name),
+            "line": line | ({"dash": "dot"} if loss else {}),
+            "yaxis": "y2" if loss else "y",
+            **own,
+        }
+
+
+def lines(data):
+    """MACs, widths and losses over the epochs, for one cell at a time.
+
+    Arguments
+    ---------
+    data : noisegate.evaluation.estimates.SweepResults
+        The figures of the sweep.
+
+    Yields
+    ------
+    block : tuple
+        A block of the report.
+    """
+    full, traces, shown = _full(data), [], []
+    for name, cell, result in data.first():
+        history = result.get("gates")
+        if history and any(len(r) > 2 for r in history):  # more than MACs
+            label = f"{name}, seed {cell.seed}"
+            made = list(_lines(history, full, not traces))
+            traces += made
+            shown += [[label]] * len(made)
+    if not traces:
+        yield "text", "No cell has a history."
+        return
+    yield plot(
+        "lines",
+        traces,
+        xaxis={"title": "epoch"},
+        yaxis={"title": "share of the full one", "rangemode": "tozero"},
+        yaxis2={"title": "loss", "overlaying": "y", "side": "right"}
+        | {"showgrid": False, "rangemode": "tozero"},
+        showlegend=True,
+        legend={"x": 1.08},
+        updatemenus=[menu(dict.fromkeys(x for (x,) in shown), shown)],
+    )
+    yield (
+        "text",
+        "Choose a cell (the first seed of each method and budget). Thick: the "
+        "MACs of the model as it evaluates; thin: widths; dotted, on the axis "
+        "to the right: losses with all their terms, where they were kept.",
+    )
+
+
 def epochs(data):
     """Widths by layer over the epochs, for one cell at a time.
 

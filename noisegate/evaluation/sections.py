@@ -23,7 +23,9 @@ from noisegate.evaluation.latency import latency_note
 from noisegate.evaluation.metrics import roc_points
 from noisegate.evaluation.results import spread
 from noisegate.evaluation.scores import read_trials
-from noisegate.evaluation.section_widths import epochs, macs, widths
+from noisegate.evaluation.section_widths import epochs, lines, macs, widths
+
+_ASIDE = 0.04  # octaves between methods of the same cost
 
 
 def _tradeoff(data):
@@ -34,7 +36,10 @@ def _tradeoff(data):
             g: data.estimate([g], lambda eers, g=g: eers[g])
             for g in data.groups
         }
+    beside = [method for method in data.methods if method != "dense"]
     for method in data.methods:
+        place = beside.index(method) if method in beside else len(beside) / 2
+        aside = 2 ** (_ASIDE * (place - len(beside) / 2))
         points = sorted(data.points(method), key=lambda p: p[2])
         errors = [data.values(p[:2]) for p in points]
         shares = [data.values(p[:2], "macs_share") for p in points]
@@ -45,14 +50,15 @@ def _tradeoff(data):
         look = {"marker": {"color": COLOURS[method], "size": 9}}
         look["legendgroup"] = method
         line = {
-            "x": [p[2] for p in points],
+            "x": [p[2] * aside for p in points],
             "y": [p[3] for p in points],
+            "text": [f"{p[2]:.3g} of the MACs" for p in points],
             "error_y": {"array": spreads, "width": 0},
             "mode": "lines+markers",
             "name": method,
         }
         single = {
-            "x": [x for by_seed in shares for x in by_seed.values()],
+            "x": [x * aside for by_seed in shares for x in by_seed.values()],
             "y": [y for by_seed in errors for y in by_seed.values()],
             "text": [f"seed {s}" for by_seed in errors for s in by_seed],
             "mode": "markers",
@@ -68,7 +74,8 @@ def _tradeoff(data):
             {"x": shares, "y": errors, "text": names, "marker": look}
             | {"mode": "markers", "name": "published, on other data"}
         )
-    least = min(x for trace in traces for x in trace["x"])
+    least = min(p[2] for method in data.methods for p in data.points(method))
+    least = min([least, *(share for _, share, _ in data.published or ())])
     note = "There is no run of the dense model (budget 1)."
     if data.dense:
         note = "The dashed line is the level of the dense model."
@@ -101,7 +108,8 @@ def _tradeoff(data):
         "text",
         "Left is cheaper, down is better. A line for each method: mean over "
         f"its seeds, with bars of {bars}, none with one seed; the faint points "
-        f"are single seeds. {note}",
+        "are single seeds. So that they can be told apart, methods are drawn a "
+        f"little beside each other. {note}",
     )
     if data.note:
         yield "text", data.note
@@ -442,9 +450,43 @@ def _runs(data):
     yield "code", "\n".join(commands)
 
 
+def conclusion(data):
+    """Returns a line: the smallest budget of noise gates, and what is better
+    or worse than they are.
+
+    Arguments
+    ---------
+    data : noisegate.evaluation.estimates.SweepResults
+        The figures of the sweep.
+
+    Returns
+    -------
+    str
+    """
+    parts, told = [], {}
+    own = min(data.points("noise"), key=lambda p: p[2], default=None)
+    if own is not None:
+        _, budget, _, error = own
+        parts = [f"{data.metric} of noise gates at {budget:g}: {error:.3g}"]
+        parts += [f"dense: {p[3]:.3g}" for p in data.points("dense")]
+    for method, budget, (_, low, high, _) in data.differences():
+        verdict = "worse at" if low > 0 else "not told apart at"
+        verdict = "better at" if high < 0 else verdict
+        found = told.setdefault(method, {})
+        found.setdefault(verdict, []).append(f"{budget:g}")
+    lines = [
+        f"{method} is " + ", ".join(f"{k} {', '.join(v)}" for k, v in d.items())
+        for method, d in told.items()
+    ]
+    text = "; ".join(parts) or "There is no run of noise gates"
+    against = "; ".join(lines) or "there is nothing to compare them with"
+    return f"{text}. Against them, {against}."
+
+
 SECTIONS = {
     "Error against compute": _tradeoff,
     "The curves in figures": _quality,
+    "The training": lines,
     "Widths over the epochs": epochs,
     "Where channels were and are": widths,
     "Where the MACs were and are": macs,

@@ -32,7 +32,7 @@ from noisegate.evaluation.chain import CHAIN_KEYS
 from noisegate.evaluation.files import write_atomically
 from noisegate.evaluation.methods import METHODS, derive
 from noisegate.evaluation.results import Cell, SweepFolder, records, yaml_name
-from noisegate.evaluation.run_folder import plan_of
+from noisegate.evaluation.run_folder import check_overrides, plan_of
 from noisegate.extras import extra
 
 _POLL_S = 0.5
@@ -136,8 +136,14 @@ class Sweep(SweepFolder):
         for file in files:
             text = file.read_text(encoding="utf-8")
             model = file.stem if len(files) > 1 else ""
+            # As train.py reads them: options of SpeechBrain's own are no keys
+            _, _, given = sb.parse_arguments([str(file), *overrides])
+            given = YAML(typ="safe").load(given) or {}
             for method in ("dense", *methods):
-                self.hparams[model, method] = derive(text, method)
+                derived = derive(text, method)
+                self.hparams[model, method] = derived
+                for values in (given, *variants.values()):
+                    check_overrides(YAML().load(derived), values)
             first = int(YAML().load(text)["seed"])
             for seed, (name, asked) in itertools.product(
                 range(first, first + n_seeds), (own or {model: budgets}).items()
@@ -157,7 +163,6 @@ class Sweep(SweepFolder):
     @staticmethod
     def _stages(files, overrides):
         """The keys of a chain, of one YAML."""
-        # As train.py reads them: options of SpeechBrain's own are no keys
         arguments = [str(files[0]), *overrides]
         hparams_file, _, overrides = sb.parse_arguments(arguments)
         hparams = plan_of(hparams_file, overrides)

@@ -244,7 +244,7 @@ def _check(folder, items, sample_rate):
         if (rate, n_channels) != (sample_rate, 1):
             bad.append(
                 f"{path} has {rate} Hz and {n_channels} channels, expected "
-                f"{sample_rate} Hz and 1"
+                f"1 at the sample_rate of {sample_rate} Hz"
             )
         elif n_samples / rate < stop_s - _SLACK_S:
             bad.append(

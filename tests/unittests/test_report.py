@@ -20,6 +20,7 @@ from noisegate.evaluation.metrics import eer
 from noisegate.evaluation.report import write_report
 from noisegate.evaluation.results import SweepFolder
 from noisegate.evaluation.scores import Trials, read_trials, write_trials
+from noisegate.evaluation.sections import SECTIONS
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -390,8 +391,11 @@ def test_commands_hold_no_path_of_the_machine(sweep):
 def test_the_page_loads_nothing_and_is_escaped(scored):
     """One file with all plots, and the tables of the Markdown file."""
     page = Page(scored / "report.html")
-    assert page.references == []
-    plots = ["tradeoff", "differences", "epochs", "widths", "macs", "det"]
+    parts = [name for name in page.ids if name.startswith("part")]
+    assert len(parts) == len(SECTIONS)  # the contents list them all
+    assert page.references == [f"#{name}" for name in parts]
+    plots = ["tradeoff", "differences", "lines", "epochs", "widths", "macs"]
+    plots.append("det")
     assert [name for name in page.ids if name in plots] == plots
     assert page.tables == tables(scored)
     text = (scored / "report.html").read_text(encoding="utf-8")
@@ -424,7 +428,7 @@ def test_sweeps_that_lack_something(tmp_path, groups, n_seeds, missing):
     write_sweep(tmp_path, {group: EERS[group] for group in groups}, n_seeds)
     write_report(tmp_path)
     text = (tmp_path / "report.md").read_text()
-    assert missing not in text.partition("6. By condition")[0]
+    assert missing not in text.partition("7. By condition")[0]
 
 
 def test_history_in_the_result_and_a_figure_that_is_nan(tmp_path):
@@ -475,11 +479,50 @@ def test_the_command_and_its_errors(tmp_path, capsys, monkeypatch):
     assert not (folder / "report.html").exists()
 
 
-def test_in_a_browser(scored, tmp_path):
-    """All plots are drawn, at the last epoch, without an error."""
+def browse(page, tmp_path, *flags):
+    """Opens a page in Chromium; returns what it has printed."""
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("chromium is not installed")
+    run = subprocess.run(
+        [chromium, "--headless", "--no-sandbox", "--disable-gpu"]
+        + ["--virtual-time-budget=10000", "--enable-logging=stderr"]
+        + [f"--user-data-dir={tmp_path / 'profile'}", *flags, page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "CONSOLE" not in run.stderr
+    return run.stdout
+
+
+@pytest.mark.parametrize("width", [500, 1200])
+@pytest.mark.parametrize("dark", [False, True])
+def test_on_screens(width, dark, scored, tmp_path):
+    """Nothing but tables and code is wider than the screen; no plot is white
+    on dark paper."""
+    picture = tmp_path / "page.png"
+    page = (scored / "report.html").read_text(encoding="utf-8")
+    script = """<script>window.addEventListener("load", () => setTimeout(() => {
+const wide = document.documentElement.scrollWidth - innerWidth;
+document.title = `${innerWidth} ${wide}`; }, 3000))</script></body>"""
+    copy = tmp_path / "copy.html"
+    copy.write_text(page.replace("</body>", script), encoding="utf-8")
+    # The other is the default of what has no desktop
+    flags = [f"--window-size={width},2400", "--hide-scrollbars"]
+    flags += ["--blink-settings=preferredColorScheme=0"] * dark
+    text = browse(copy, tmp_path, "--dump-dom", *flags)
+    title = re.search("<title>(.*?)</title>", text).group(1)
+    assert title == f"{width} 0"
+    browse(copy, tmp_path, f"--screenshot={picture}", *flags)
+    light = imread(picture)[..., :3].mean(axis=-1)
+    assert light.shape == (2400, width)
+    assert ((light > 0.9).mean() < 0.1) == dark
+
+
+def test_in_a_browser(scored, tmp_path):
+    """All plots are drawn, at the last epoch, without an error."""
     # A drop-down and the slider are used, too
     page = (scored / "report.html").read_text(encoding="utf-8")
     script = """<script>window.addEventListener("load", async () => {
@@ -492,20 +535,11 @@ document.title += ";" + plot.data.map(x => x.visible + " " + x.text).join();
 })</script></body>"""
     copy = tmp_path / "copy.html"
     copy.write_text(page.replace("</body>", script), encoding="utf-8")
-    run = subprocess.run(
-        [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
-        + ["--virtual-time-budget=10000", "--enable-logging=stderr"]
-        + [f"--user-data-dir={tmp_path / 'profile'}", copy.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert run.returncode == 0, run.stderr
-    assert "CONSOLE" not in run.stderr
-    body = run.stdout.rpartition('<div id="tradeoff"')[2]
+    text = browse(copy, tmp_path, "--dump-dom")
+    body = text.rpartition('<div id="tradeoff"')[2]
     parts = re.split(r'<div id="(?:epochs|widths|macs|det)"', body)
     assert len(parts) == 5
     assert all('class="main-svg"' in part for part in parts)
     assert 'data-title="Zoom in"' in body and "Share chart" not in body
-    title = re.search("<title>(.*?)</title>", run.stdout).group(1)
+    title = re.search("<title>(.*?)</title>", text).group(1)
     assert title == "true 16,false 16;false 48.5,true 48.5"

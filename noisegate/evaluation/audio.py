@@ -93,8 +93,14 @@ def read_audio(path, start_s=0.0, stop_s=None, sample_rate=16000, channel=None):
     Returns
     -------
     signal : numpy.ndarray (time,)
-        float32. A missing file raises FileNotFoundError; one that is
-        unreadable, empty, too short or holds NaN or Inf raises ValueError.
+        float32.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is unreadable, empty, too short or holds NaN or Inf.
     """
     file_rate, n_samples, _ = _header(path)
     start = round(start_s * file_rate)
@@ -124,8 +130,27 @@ def read_audio(path, start_s=0.0, stop_s=None, sample_rate=16000, channel=None):
 
 
 def read_samples(path, start, stop):
-    """Samples of all channels (time, channels), float32; ``start`` and
-    ``stop`` count them. Raises ValueError as :func:`read_audio`."""
+    """Reads samples of all channels.
+
+    Arguments
+    ---------
+    path : str
+        The file.
+    start : int
+        The first sample.
+    stop : int
+        The one behind the last.
+
+    Returns
+    -------
+    signal : numpy.ndarray (time, channels)
+        float32.
+
+    Raises
+    ------
+    ValueError
+        If the file is unreadable or too short, or holds NaN or Inf.
+    """
     try:
         signal, _ = sf.read(
             os.fsencode(path),

@@ -90,7 +90,7 @@ class RecordedBrain(GatedBrain):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._steps = None
+        self._steps = self._board = None
         self._commit = _commit()  # now: the repository may move on meanwhile
 
     def make_dataloader(self, dataset, stage, *args, **loader_kwargs):
@@ -167,6 +167,12 @@ class RecordedBrain(GatedBrain):
         board = getattr(self.hparams, "tensorboard_train_logger", None)
         if board is None or board.writer is None:  # in the main process only
             return
+        if self._board is None and len(os.listdir(board.save_dir)) > 1:
+            # Takes back what a run that was stopped has logged of these epochs
+            board.writer.close()
+            make = type(board.writer)
+            board.writer = make(board.save_dir, purge_step=epoch)
+        self._board = board
         # With a slash TensorBoard shows the widths side by side
         values = {k.replace("width ", "width/", 1): v for k, v in meta.items()}
         values.update((f"{k}/train", v) for k, v in train_stats.items())

@@ -9,7 +9,9 @@ def scalars(output_folder):
     folder = str(output_folder / "tensorboard")
     events = event_accumulator.EventAccumulator(folder)
     events.Reload()
-    return {
-        tag: {event.step: event.value for event in events.Scalars(tag)}
-        for tag in events.Tags()["scalars"]
-    }
+    found = {}
+    for tag in events.Tags()["scalars"]:
+        points = [(event.step, event.value) for event in events.Scalars(tag)]
+        found[tag] = dict(points)
+        assert len(found[tag]) == len(points), f"{tag} has a step twice"
+    return found

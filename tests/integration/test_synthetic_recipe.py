@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -172,6 +173,9 @@ def test_tensorboard_goes_on_where_a_run_is_resumed(tmp_path):
     first = run(tmp_path, option, script=("-c", STOP % 2))
     assert "Stop" in first.stdout
     assert list(scalars(tmp_path)["loss/valid"]) == [1, 2]
+    # As if it had been stopped behind the log, before the checkpoint
+    newest = max(tmp_path.glob("save/CKPT*"), key=lambda p: p.stat().st_mtime)
+    shutil.rmtree(newest)
     assert run(tmp_path, option).returncode == 0
     logged = scalars(tmp_path)
     assert set(logged) == {

@@ -40,8 +40,10 @@ def load_gates(hparams_file, overrides=""):
     """
     from hyperpyyaml import load_hyperpyyaml
 
+    from noisegate.evaluation.run_folder import read_yaml
     from noisegate.gates import Gates
 
+    read_yaml(hparams_file)
     folder = Path(hparams_file).resolve().parent
     paths = [str(folder.parent), str(folder)]
     sys.path[:0] = paths

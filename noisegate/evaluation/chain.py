@@ -29,6 +29,7 @@ from noisegate.evaluation.run_folder import (
     move_aside,
     owned,
     plan_of,
+    read_yaml,
     result_of,
 )
 
@@ -131,8 +132,7 @@ def stages(hparams_file, overrides=None, run_opts=None):
         overrides = YAML(typ="safe").load(overrides)
     overrides = dict(overrides or {})
     overwrite = overrides.pop("overwrite", False)
-    with open(hparams_file, encoding="utf-8") as fin:
-        check_overrides(YAML().load(fin), overrides)
+    check_overrides(read_yaml(hparams_file), overrides)
     plan = plan_of(hparams_file, overrides)
     top = Path(plan[OUTPUT])
     make = _one

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from hyperpyyaml import resolve_references
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
+from ruamel.yaml.error import YAMLError
 from speechbrain.utils.logger import get_logger
 
 from noisegate.evaluation.files import write_atomically
@@ -42,6 +43,33 @@ RUN_OPTIONS = ("precision", "eval_precision", "grad_accumulation_factor")
 RUN_OPTIONS += ("max_grad_norm", "optimizer_step_limit", "debug")
 
 
+def read_yaml(hparams_file):
+    """Returns what a YAML says, as it is written there.
+
+    Arguments
+    ---------
+    hparams_file : str
+        Path of the YAML.
+
+    Returns
+    -------
+    ruamel.yaml.comments.CommentedMap
+
+    Raises
+    ------
+    ValueError
+        If it is no YAML, or has no keys.
+    """
+    try:
+        with open(hparams_file, encoding="utf-8") as fin:
+            found = YAML().load(fin)
+    except (UnicodeDecodeError, YAMLError) as error:
+        raise ValueError(f"{hparams_file} is no YAML: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{hparams_file} must hold keys and their values")
+    return found
+
+
 def plan_of(hparams_file, overrides=None):
     """Returns a YAML with its overrides and references, before it is loaded.
 
@@ -56,6 +84,7 @@ def plan_of(hparams_file, overrides=None):
     -------
     ruamel.yaml.comments.CommentedMap
     """
+    read_yaml(hparams_file)
     with open(hparams_file, encoding="utf-8") as fin:
         return YAML().load(resolve_references(fin, overrides).getvalue())
 

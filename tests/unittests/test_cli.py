@@ -74,12 +74,18 @@ def test_help_does_not_wait_for_torch():
         (["nowhere.yaml"], "nowhere.yaml"),
         ([str(CRNN), "--data_folder=x", "--bandz=3"], "bandz"),
         (["plain.yaml"], "plain.yaml must make one"),
+        (["text.yaml"], "text.yaml must hold keys"),
+        (["broken.yaml"], "broken.yaml is no YAML"),
+        (["bytes.yaml"], "bytes.yaml is no YAML"),
     ],
 )
 def test_errors_are_one_line(arguments, message, capsys, tmp_path, monkeypatch):
     """And the exit status is 2."""
     monkeypatch.chdir(tmp_path)
     Path("plain.yaml").write_text("width: 3\n")
+    Path("text.yaml").write_text("width\n")
+    Path("broken.yaml").write_text("width: [3\nother: 2")
+    Path("bytes.yaml").write_bytes(bytes(range(128, 256)))
     with pytest.raises(SystemExit) as stop:
         main(["inspect", *arguments])
     assert stop.value.code == 2
@@ -94,6 +100,42 @@ def test_counts_are_counts(option, value, capsys):
         main(["sweep", "a.yaml", "--folder=b", f"{option}={value}"])
     assert stop.value.code == 2
     assert f"argument {option}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["sweep", "a.yaml", "--folder=b", "--variants=gone.yaml"],
+        ["sweep", "a.yaml", "--folder=b", "--variants=text.yaml"],
+        ["sweep", "a.yaml", "--folder=b", "--variants=numbers.yaml"],
+        ["vad", "a.wav", "--threshold=nan"],
+        ["vad", "a.wav", "--min_speech_ms=-1"],
+        ["vad", "a.wav", "--min_silence_ms=inf"],
+        ["spot", "a.wav", "--threshold=nan"],
+    ],
+)
+def test_values_of_options_are_refused(
+    arguments, capsys, tmp_path, monkeypatch
+):
+    """By the name of the option."""
+    monkeypatch.chdir(tmp_path)
+    Path("text.yaml").write_text("wide\n")
+    Path("numbers.yaml").write_text("wide: 3\n")
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    option = arguments[-1].partition("=")[0]
+    assert f"argument {option}: " in capsys.readouterr().err
+
+
+def test_a_sweep_refuses_keys_that_the_recipe_has_not(capsys, tmp_path):
+    """Before it runs a cell."""
+    arguments = ["sweep", str(CRNN), f"--folder={tmp_path / 'sweep'}"]
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, "--", "--bugdet=3"])
+    assert stop.value.code == 2
+    assert "no key 'bugdet'; is 'budget' meant?" in capsys.readouterr().err
+    assert not (tmp_path / "sweep").exists()
 
 
 def test_unknown_layers_are_named():

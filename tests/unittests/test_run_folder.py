@@ -307,6 +307,8 @@ def test_overrides_of_another_kind_are_refused_by_name(path):
         ("budget: 25%", "budget must be a number, as '0.5' is; got '25%'"),
         ("number_of_epochs: 2.5", "number_of_epochs must be a whole number"),
         ("lr: -0.1", "lr must be a number from 0 on"),
+        ("channels: [3, many]", "channels must be a whole number.*'many'"),
+        ("channels: [2.5]", "channels must be a whole number"),
     ],
 )
 def test_a_bad_override_leaves_nothing(hparams, overrides, says):

@@ -85,7 +85,7 @@ def _finite(text):
     return number
 
 
-def _duration(text):
+def _not_negative(text):
     number = _finite(text)
     if number < 0:
         raise argparse.ArgumentTypeError(f"expected 0 or more, got {text}")
@@ -176,6 +176,8 @@ def _export(known, overrides):
     from noisegate.evaluation.trust import check_trust
 
     check_trust(Path(known.folder, "hyperparams.yaml"), known.trust)
+    if known.int8 and not known.check:
+        raise ValueError("--int8 needs --check and files of the validation set")
     path, error = export(
         known.folder, known.output, known.streaming, known.check
     )
@@ -183,6 +185,16 @@ def _export(known, overrides):
         f"{path}: {path.stat().st_size / 1000:.0f} kB, differs from torch by "
         f"{error:.1g} of the greatest output at most"
     )
+    if known.int8:
+        from noisegate.deploy.quantize import quantize
+
+        path, changed = quantize(
+            path, known.int8, known.check, known.max_changed
+        )
+        print(
+            f"{path}: {path.stat().st_size / 1000:.0f} kB, decides otherwise "
+            f"in {100 * changed:.2g} % of the audio"
+        )
 
 
 def _vad(known, overrides):
@@ -350,6 +362,18 @@ def main(arguments=None):
         metavar="AUDIO",
         help="compare on these files, too",
     )
+    export.add_argument(
+        "--int8",
+        choices=["dynamic", "static"],
+        help="write one with integers of 8 bits besides, if its decisions "
+        "stay on the files of --check: take those of the validation set",
+    )
+    export.add_argument(
+        "--max_changed",
+        type=_not_negative,
+        default=0.01,
+        help="share of decisions that may change",
+    )
     for loads in (latency, export):
         loads.add_argument(
             "--trust",
@@ -371,13 +395,13 @@ def main(arguments=None):
     )
     vad.add_argument(
         "--min_speech_ms",
-        type=_duration,
+        type=_not_negative,
         default=100,
         help="shorter segments are left out",
     )
     vad.add_argument(
         "--min_silence_ms",
-        type=_duration,
+        type=_not_negative,
         default=300,
         help="shorter pauses do not end a segment",
     )

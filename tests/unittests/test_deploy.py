@@ -23,6 +23,7 @@ from noisegate.cli import main
 from noisegate.compact import constructor
 from noisegate.deploy.audio import blocks
 from noisegate.deploy.export import export
+from noisegate.deploy.quantize import quantize
 from noisegate.deploy.runtime import Model
 from noisegate.deploy.streaming import Deployed
 from noisegate.deploy.vad import (
@@ -216,6 +217,52 @@ def test_the_file_says_what_a_program_needs(causal, exported):
     with pytest.raises(SystemExit) as stopped:
         main(["export", str(causal / "none")])
     assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_integers_if_decisions_stay(kind, exported, tmp_path):
+    """The share that changes is that of frames on another side."""
+    shutil.copy(exported, tmp_path / "model.onnx")
+    files = [str(file) for file in SPEECH]
+    path, changed = quantize(tmp_path / "model.onnx", kind, files, 1.0)
+    assert path == tmp_path / "model.int8.onnx"
+    models = Model(exported), Model(path)
+    assert models[0].facts == models[1].facts
+    scores = [
+        [np.concatenate([*map(s.feed, blocks(file, 16000)), s.finish()])]
+        for file in files
+        for s in (m.stream() for m in models)
+    ]
+    one, other = (np.concatenate([x for (x,) in scores[i::2]]) for i in (0, 1))
+    assert not np.array_equal(one, other)
+    assert changed == ((one > 0.1) != (other > 0.1)).mean()
+    ops = [node.op_type for node in onnx.load(path).graph.node]
+    assert any("Quantize" in op or "Integer" in op for op in ops)
+
+
+def test_integers_that_change_decisions_are_not_kept(exported, tmp_path):
+    """Where half of the scores lie on each side, some change it."""
+    model, path = onnx.load(exported), tmp_path / "model.onnx"
+    files = [str(file) for file in SPEECH]
+    stream, scores = Model(exported).stream(), []
+    for block in blocks(files[0], 16000):
+        scores.append(stream.feed(block))
+    facts = {
+        **Model(exported).facts,
+        "threshold": float(np.median(np.concatenate(scores))),
+    }
+    onnx.helper.set_model_props(model, {"noisegate": json.dumps(facts)})
+    onnx.save(model, path)
+    with pytest.raises(ValueError, match="decisions change, more than 0 %"):
+        quantize(path, "dynamic", files, 0.0)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_integers_need_files(causal, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["export", str(causal), "--int8=static"])
+    assert stop.value.code == 2
+    assert "--int8 needs --check" in capsys.readouterr().err
 
 
 def test_damaged_models_are_named(tmp_path, exported, capsys):

@@ -30,7 +30,7 @@ from noisegate.evaluation.files import (
     markdown_table,
     write_atomically,
 )
-from noisegate.evaluation.scores import Trials
+from noisegate.evaluation.trials import Trials
 
 RESULTS = Path(__file__).parent / "results" / "coverage.json"
 README = Path(__file__).parent / "README.md"

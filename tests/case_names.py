@@ -19,7 +19,10 @@ MOVED = {
     "cost": ["cost", "loss"],
     "gate": ["gate", "baselines.gates"],
     "rivals": ["baselines.gates", "baselines.pruning"],
-    "metrics": ["evaluation.metrics", "evaluation.scores"],
+    "metrics": [
+        *("evaluation.metrics", "evaluation.scores"),
+        *("evaluation.tdcf", "evaluation.trials"),
+    ],
     "tradeoff": ["evaluation.bootstrap", "evaluation.curves"],
     "latency": ["evaluation.latency"],
     "sweep": ["evaluation.sweep"],

@@ -212,7 +212,7 @@ def bootstrap(statistic, runs, n=1000, seed=0, level=0.95):
         known: keep them in the function.
     runs : dict
         By system (any key, e.g. method and budget) a dict of seed to
-        `noisegate.evaluation.scores.Trials`, all of the same test set, with 2
+        `noisegate.evaluation.trials.Trials`, all of the same test set, with 2
         conditions at least. A system of one seed has no spread over seeds:
         the interval is of this very model.
     n : int
@@ -235,7 +235,7 @@ def bootstrap(statistic, runs, n=1000, seed=0, level=0.95):
 
     Example
     -------
-    >>> from noisegate.evaluation.scores import Trials
+    >>> from noisegate.evaluation.trials import Trials
     >>> rng = np.random.default_rng(0)
     >>> labels, speakers = np.arange(400) % 2, np.arange(400) // 20
     >>> noise = rng.normal(size=(3, 400))

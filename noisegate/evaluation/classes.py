@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats
 
 from noisegate.evaluation.files import write_atomically
-from noisegate.evaluation.scores import Trials, write_trials
+from noisegate.evaluation.trials import Trials, write_trials
 
 _N_DRAWS = 2000
 

@@ -14,7 +14,7 @@ from noisegate.evaluation.bootstrap import Bootstrap
 from noisegate.evaluation.files import without_paths
 from noisegate.evaluation.methods import METHODS
 from noisegate.evaluation.results import figures, find_metric, summarize
-from noisegate.evaluation.scores import read_trials
+from noisegate.evaluation.trials import read_trials
 
 
 class SweepResults:

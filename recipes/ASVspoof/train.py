@@ -30,8 +30,8 @@ from speechbrain.utils.distributed import if_main_process, run_on_main
 from noisegate.evaluation.audio import read_audio
 from noisegate.evaluation.chain import run_stages
 from noisegate.evaluation.files import without_paths, write_atomically
-from noisegate.evaluation.metrics import asv_errors
 from noisegate.evaluation.recorded import RecordedBrain, tensorboard_logger
+from noisegate.evaluation.tdcf import asv_errors
 from noisegate.extras import extra
 
 

@@ -24,7 +24,8 @@ from feature_cache import FeatureCache
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.distributed import if_main_process, run_on_main
-from vad_data import ItemLoader, check_manifests, frame_labels
+from vad_data import ItemLoader, frame_labels
+from vad_manifests import check_manifests
 
 from noisegate.evaluation.chain import run_stages
 from noisegate.evaluation.files import without_paths, write_atomically

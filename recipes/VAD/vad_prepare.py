@@ -40,10 +40,8 @@ from speechbrain.utils.logger import get_logger
 from vad_data import (
     DEFAULT_LEVEL_DB,
     FRAME_MS,
-    MAX_LISTED,
     SNR_RANGES,
     active_frames,
-    bad_files_message,
     check_channels,
     draw_noise_start,
     draw_snr,
@@ -51,6 +49,7 @@ from vad_data import (
     speech_rms,
     uniform_snr,
 )
+from vad_manifests import MAX_LISTED, bad_files_message
 
 from noisegate.evaluation.audio import audio_info, read_audio
 from noisegate.evaluation.files import (

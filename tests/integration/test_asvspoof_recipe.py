@@ -16,7 +16,7 @@ import torch
 from noisegate.cli import main
 from noisegate.deploy.spoofing import SpoofingDetector
 from noisegate.evaluation.metrics import eer
-from noisegate.evaluation.scores import read_scores
+from noisegate.evaluation.trials import read_scores
 from tests.integration.events import scalars
 
 ROOT = Path(__file__).parents[2]

@@ -16,6 +16,7 @@ for name in ("VAD", "ASVspoof", "Keywords"):
     sys.path.append(str(RECIPES / name))
 
 import vad_data  # noqa: E402
+import vad_manifests  # noqa: E402
 from asvspoof_prepare import prepare_asvspoof  # noqa: E402
 from keywords_prepare import prepare_keywords  # noqa: E402
 from vad_prepare import prepare_vad  # noqa: E402
@@ -62,7 +63,7 @@ def vad(folder, **options):
     )
     names = dict(zip(("speech_root", "noise_root"), map(str, roots)))
     found = {}
-    for manifest in vad_data.check_manifests(paths, names):
+    for manifest in vad_manifests.check_manifests(paths, names):
         found.update(manifest)
     return found
 

@@ -14,7 +14,7 @@ from speechbrain.dataio.encoder import CategoricalEncoder
 
 from noisegate.evaluation.bootstrap import Bootstrap
 from noisegate.evaluation.classes import ClassScores
-from noisegate.evaluation.scores import read_trials
+from noisegate.evaluation.trials import read_trials
 from noisegate.gates import Gates
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "Keywords"

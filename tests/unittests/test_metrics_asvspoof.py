@@ -14,22 +14,23 @@ from sklearn.metrics import confusion_matrix, log_loss
 
 from noisegate.evaluation.bootstrap import confidence_intervals
 from noisegate.evaluation.metrics import (
-    ASV_2019_LA_EVAL,
-    AsvErrors,
     act_dcf,
     affine_calibration,
-    asv_errors,
     bayes_threshold,
     calibration_loss,
     cllr,
     eer,
     min_dcf,
+)
+from noisegate.evaluation.scores import FrameScores, UtteranceScores
+from noisegate.evaluation.tdcf import (
+    ASV_2019_LA_EVAL,
+    AsvErrors,
+    asv_errors,
     min_tdcf,
 )
-from noisegate.evaluation.scores import (
-    FrameScores,
+from noisegate.evaluation.trials import (
     Trials,
-    UtteranceScores,
     read_scores,
     read_trials,
     write_scores,

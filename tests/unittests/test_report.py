@@ -19,8 +19,8 @@ from noisegate.evaluation.estimates import SweepResults
 from noisegate.evaluation.metrics import eer
 from noisegate.evaluation.report import write_report
 from noisegate.evaluation.results import SweepFolder
-from noisegate.evaluation.scores import Trials, read_trials, write_trials
 from noisegate.evaluation.sections import SECTIONS
+from noisegate.evaluation.trials import Trials, read_trials, write_trials
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

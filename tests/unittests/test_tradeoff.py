@@ -11,7 +11,7 @@ from benchmarks import coverage
 from noisegate.evaluation.bootstrap import Bootstrap, bootstrap, weighted_eer
 from noisegate.evaluation.curves import area, hypervolume, monotonicity, pareto
 from noisegate.evaluation.metrics import eer
-from noisegate.evaluation.scores import Trials
+from noisegate.evaluation.trials import Trials
 
 # Figure 9 of the paper: GFLOPs and EER in percent of the 20 gated ResNets.
 FIGURE_9 = np.array([

@@ -16,6 +16,7 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes" / "VAD"))
 
 import vad_data  # noqa: E402
+import vad_manifests  # noqa: E402
 import vad_prepare  # noqa: E402
 
 RATE = 16000
@@ -264,7 +265,7 @@ def test_folders_layout(tmp_path, folders):
     assert np.allclose(pieces[1], [[0.0, 0.9]], atol=0.011)
     assert pieces[2] == []
 
-    good = vad_data.check_manifests(paths, roots)
+    good = vad_manifests.check_manifests(paths, roots)
     for manifest in good:
         loader = vad_data.ItemLoader(manifest)
         for item_id in manifest:
@@ -370,7 +371,7 @@ def test_vctk_esc50_layout(tmp_path, version):
     assert not any("mic2" in item["speech_wav"] for item in items)
     assert not any("crying" in item["noise_wav"] for item in items)
     assert all("/4-1" in i["noise_wav"] for i in manifests[1].values())
-    loader = vad_data.ItemLoader(vad_data.check_manifests(paths, roots)[0])
+    loader = vad_data.ItemLoader(vad_manifests.check_manifests(paths, roots)[0])
     assert loader(next(iter(manifests[0])))[0].shape == (RATE,)
     few, _, _ = prepare(
         tmp_path, vctk, esc50, "few", max_utterances_per_speaker=1
@@ -418,9 +419,9 @@ def test_libriparty_layout(tmp_path, data_folder):
     assert {item["snr_range"] for item in items} == {"all"}
     assert {item["noise_wav"] for item in items} == {None}
     assert items[0]["speaker"] == "train0a+train0b"
-    wav, _ = vad_data.ItemLoader(vad_data.check_manifests(paths, roots)[0])(
-        "train_session_0_001_all"
-    )
+    wav, _ = vad_data.ItemLoader(
+        vad_manifests.check_manifests(paths, roots)[0]
+    )("train_session_0_001_all")
     direct = vad_data.read_audio(
         tmp_path / "LibriParty/dataset/train/session_0/session_0_mixture.wav",
         1.0,
@@ -540,19 +541,19 @@ def test_prepare_names_bad_files_or_skips_them(tmp_path, caplog):
 def test_check_manifests_finds_what_changed(tmp_path, caplog):
     speech, noise = make_folders(tmp_path, 20)
     _, paths, roots = prepare(tmp_path, speech, noise)
-    assert len(vad_data.check_manifests(paths, roots)) == 3
+    assert len(vad_manifests.check_manifests(paths, roots)) == 3
     files = sorted(speech.rglob("*.wav"))[:12]
     files[0].write_bytes(b"broken")
     write(files[1], np.zeros(RATE // 10))
     for path in files[2:]:
         path.unlink()
     with pytest.raises(ValueError, match="12 of 45 audio files") as error:
-        vad_data.check_manifests(paths, roots)
+        vad_manifests.check_manifests(paths, roots)
     message = str(error.value)
     assert message.count("audio file ") == 10
     assert "and 2 more" in message
     with caplog.at_level(logging.WARNING):
-        good = vad_data.check_manifests(paths, roots, skip_bad_files=True)
+        good = vad_manifests.check_manifests(paths, roots, skip_bad_files=True)
     assert "items left out" in caplog.text
     used = {item["speech_wav"] for m in good for item in m.values()}
     assert used == {str(path) for path in speech.rglob("*.wav")} - {
@@ -567,7 +568,7 @@ def test_check_manifests_too_short_file(tmp_path):
     item = one_item(tmp_path, speech_stop_s=1.5, duration=2.0)
     path.write_text(json.dumps({"a": item}), "utf-8")
     with pytest.raises(ValueError, match="lasts 1.000 s, the manifest needs"):
-        vad_data.check_manifests([path], {})
+        vad_manifests.check_manifests([path], {})
 
 
 def test_check_manifests_ids(tmp_path):
@@ -576,14 +577,14 @@ def test_check_manifests_ids(tmp_path):
     twice.write_text(f'{{"a": {item}, "a": {item}}}', "utf-8")
     once.write_text(f'{{"a": {item}}}', "utf-8")
     with pytest.raises(ValueError, match="id 'a' occurs twice"):
-        vad_data.check_manifests([twice], {})
+        vad_manifests.check_manifests([twice], {})
     with pytest.raises(ValueError, match="id 'a' is also in"):
-        vad_data.check_manifests([once, once], {})
+        vad_manifests.check_manifests([once, once], {})
     once.write_text('{"a": {"speech_wav": "x"}}', "utf-8")
     with pytest.raises(ValueError, match="item 'a' has no"):
-        vad_data.check_manifests([once], {})
+        vad_manifests.check_manifests([once], {})
     with pytest.raises(FileNotFoundError, match="absent.json"):
-        vad_data.check_manifests([tmp_path / "absent.json"], {})
+        vad_manifests.check_manifests([tmp_path / "absent.json"], {})
 
 
 # --------------------------------------------------------------- random_mix
@@ -712,7 +713,7 @@ def test_the_sample_in_the_preparation(tmp_path):
         tmp_path, SAMPLE / "speech", SAMPLE / "noise", segment_s=4.0
     )
     assert_splits_are_apart(manifests)
-    vad_data.check_manifests(paths, roots)
+    vad_manifests.check_manifests(paths, roots)
     assert [len(m) > 20 for m in manifests] == [True] * 3
     speech_s = sum(b - a for i in manifests[0].values() for a, b in i["speech"])
     assert 0.25 < speech_s / (4 * len(manifests[0])) < 0.75
@@ -740,7 +741,7 @@ def test_excerpts_of_sparse_noise_are_not_silent(tmp_path, folders):
         signal += burst(30.0, 0.0, 0.1, 44100, seed=n)
         write(noise / f"{n}.wav", signal, 44100)
     _, paths, roots = prepare(tmp_path, speech, noise, mixes_per_segment=4)
-    for manifest in vad_data.check_manifests(paths, roots):
+    for manifest in vad_manifests.check_manifests(paths, roots):
         loader = vad_data.ItemLoader(manifest, random_mix=True)
         for item_id, item in manifest.items():
             # Silent noise is an error, as is a failed draw below.

@@ -75,6 +75,22 @@ def unwrapped(module):
             return module
 
 
+def leave_out_of_ddp(module, parameters):
+    """Lets DDP neither average nor wait for the gradients of parameters.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        What will be wrapped.
+    parameters : list of torch.nn.Parameter
+        Some of its own, and others.
+    """
+    chosen = {id(parameter) for parameter in parameters}
+    names = [n for n, p in module.named_parameters() if id(p) in chosen]
+    ddp = torch.nn.parallel.DistributedDataParallel
+    ddp._set_params_and_buffers_to_ignore_for_model(module, names)
+
+
 def take_over(module, other, name):
     """Gives a module and those inside the state of another's.
 

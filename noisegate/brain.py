@@ -4,6 +4,7 @@ Authors
  * The noisegate developers, 2026
 """
 
+import contextlib
 import copy
 import functools
 import json
@@ -17,7 +18,7 @@ from speechbrain.dataio.dataloader import LoopedLoader
 from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import get_logger
 
-from noisegate._private import unwrapped
+from noisegate._private import leave_out_of_ddp, unwrapped
 from noisegate.brain_model import BrainModel, find_gates
 from noisegate.checkpoints import (
     Batches,
@@ -229,6 +230,9 @@ class GatedBrain(sb.Brain):
             self.checkpointer.add_recoverable(
                 "complexity_loss", self.complexity_loss
             )
+        if self.distributed_launch:
+            for module in self.modules.values():
+                leave_out_of_ddp(module, self.gates.parameters())
         super().on_fit_start()
         of_gates = {id(parameter) for parameter in self.gates.parameters()}
         stepped_by = {
@@ -279,6 +283,18 @@ class GatedBrain(sb.Brain):
             {"params": list(gate.parameters()), "lr": gate.lr}
             for gate in self.gates.values()
         )
+
+    def optimizers_step(self):
+        """See ``sb.Brain.optimizers_step``; averages gradients of the gates
+        over processes. The complexity reaches them past the modules that DDP
+        wraps: it would take them for unused, or average them too early."""
+        if self.distributed_launch and not self.gates.frozen:
+            for parameter in self.gates.parameters():
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                torch.distributed.all_reduce(parameter.grad)
+                parameter.grad /= torch.distributed.get_world_size()
+        super().optimizers_step()
 
     def freeze_optimizers(self, optimizers):
         """See ``sb.Brain.freeze_optimizers``; final widths stay."""
@@ -347,21 +363,18 @@ class GatedBrain(sb.Brain):
     @torch.no_grad()
     def _first_nonfinite(self):
         """Runs the batch again to see where it is not finite first."""
-        found, handles = [], []
+        found = []
 
         def note(name, module, *values):
             for what, value in zip(("input", "output"), values):
                 if not all(t.isfinite().all() for t in tensors(value)):
                     found.append(f"first in the {what} of '{name}'")
 
-        for name, module in self.modules.named_modules():
-            hook = functools.partial(note, name)
-            handles.append(module.register_forward_hook(hook))
-        try:
+        with contextlib.ExitStack() as hooks:
+            for name, module in self.modules.named_modules():
+                hook = functools.partial(note, name)
+                hooks.enter_context(module.register_forward_hook(hook))
             self.compute_forward(self._batch, sb.Stage.TRAIN)
-        finally:
-            for handle in handles:
-                handle.remove()
         return found[0] if found else "the outputs of all modules are finite"
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
@@ -520,27 +533,23 @@ class GatedBrain(sb.Brain):
 
     def _calls(self, modules):
         """What modules are called with when the cut model gets the example."""
-        calls, handles, named = {}, [], {m: k for k, m in modules.items()}
+        calls, named = {}, {m: k for k, m in modules.items()}
 
         def note(module, args, kwargs):
             calls[named[module]] = copy.deepcopy((args, kwargs))
 
-        for module in named:
-            if not isinstance(module, Augmenter):
-                hook = module.register_forward_pre_hook(note, with_kwargs=True)
-                handles.append(hook)
         inputs = [
             x.to(self.device) if torch.is_tensor(x) else x
             for x in map_tensors(torch.clone, self.gates.example)
         ]
         if FEATURES in self.gates:
             inputs[0] = self.open_features(inputs[0])
-        try:
-            with evaluating(self._compacted):
-                self._compacted(*inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with contextlib.ExitStack() as hooks, evaluating(self._compacted):
+            for module in named:
+                if not isinstance(module, Augmenter):
+                    hook = module.register_forward_pre_hook
+                    hooks.enter_context(hook(note, with_kwargs=True))
+            self._compacted(*inputs)
         return calls
 
     def open_features(self, feats):

@@ -138,11 +138,8 @@ def _batches(dataset, loader_kwargs):
 
 def _seconds(batch, sample_rate):
     """Seconds of the longest signal of a batch."""
-    lengths = [
-        x.shape[1]
-        for x in tensors(batch)
-        if x.is_floating_point() and x.dim() > 1
-    ]
+    signals = [x for x in tensors(batch) if x.is_floating_point()]
+    lengths = [x.shape[1] for x in signals if x.dim() > 1]
     if not lengths:
         raise ValueError(
             "the first batch of the training data has no signals (batch, "
@@ -188,14 +185,11 @@ def _statistics(model):
     def collect(part, args):
         part.training = not part.count
 
-    hooks = [part.register_forward_pre_hook(collect) for part in empty]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with contextlib.ExitStack() as hooks:
         for part, values in zip(empty, before):
-            vars(part).update(values)
+            hooks.callback(vars(part).update, values)
+            hooks.enter_context(part.register_forward_pre_hook(collect))
+        yield
 
 
 def find_gates(brain, factory, dataset, loader_kwargs=None):

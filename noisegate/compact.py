@@ -456,13 +456,9 @@ def save_compact(
         if isinstance(module, torch.nn.Module)
     ]
     lines += [f"    {name}: {text}" for name, text in interface.items()]
-    loaded = {
-        name: module for name, module in modules.items() if _learned(module)
-    }
-    lines.append(
-        "pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer"
-    )
-    lines.append("    loadables:")
+    loaded = {k: module for k, module in modules.items() if _learned(module)}
+    pretrainer = "!new:speechbrain.utils.parameter_transfer.Pretrainer"
+    lines += [f"pretrainer: {pretrainer}", "    loadables:"]
     lines += [f"        {name}: !ref <{name}>" for name in loaded]
     top = os.path.dirname(folder)
     os.makedirs(top, exist_ok=True)

@@ -219,7 +219,7 @@ class CostModel:
     @staticmethod
     def _run(model, example, front_end):
         """One evaluation pass that records what the costs depend on."""
-        rules, calls, handles = find_leaves(model), {}, []
+        rules, calls = find_leaves(model), {}
 
         def watch(path, rule):
             def hook(layer, args, kwargs, output):
@@ -229,25 +229,20 @@ class CostModel:
                     recorded[key] += value
                 calls[path] = recorded
 
-            handles.append(
-                rule.layer.register_forward_hook(hook, with_kwargs=True)
-            )
+            return rule.layer.register_forward_hook(hook, with_kwargs=True)
 
-        for path, rule in rules.items():
-            watch(path, rule)
-        try:
-            with evaluating(model), torch.random.fork_rng():
-                torch.manual_seed(0)
-                if front_end is not None:
-                    device = next(model.parameters(), example[0]).device
+        with contextlib.ExitStack() as hooks, torch.random.fork_rng():
+            for path, rule in rules.items():
+                hooks.enter_context(watch(path, rule))
+            torch.manual_seed(0)
+            if front_end is not None:
+                device = next(model.parameters(), example[0]).device
+                with torch.no_grad():
                     example = [front_end(example[0]).to(device)]
-                    frames = example[0].numel() // example[0].shape[-1]
-                    rules[FEATURES] = rule_of(front_end)
-                    calls[FEATURES] = {"positions": frames}
-                counter = _counted(model, example)
-        finally:
-            for handle in handles:
-                handle.remove()
+                frames = example[0].numel() // example[0].shape[-1]
+                rules[FEATURES] = rule_of(front_end)
+                calls[FEATURES] = {"positions": frames}
+            counter = _counted(model, example)
         by_module = counter.get_flop_counts()
         for path in calls.keys() - {FEATURES}:
             name = f"{type(model).__name__}.{path}"
@@ -273,11 +268,8 @@ class CostModel:
 
     def _model_macs(self, widths=None):
         """MACs without those of the front-end."""
-        return sum(
-            cost.macs
-            for path, cost in self._by_layer(widths)
-            if path != FEATURES
-        )
+        costs = self._by_layer(widths)
+        return sum(cost.macs for path, cost in costs if path != FEATURES)
 
     def fit_products(self, model, groups, inputs):
         """Finds out how products between the layers depend on the widths.
@@ -318,9 +310,8 @@ class CostModel:
             macs = unexplained({name: half[name]})
             missing = self.sizes[name] - half[name]
             exact = macs % missing == 0
-            self._per_missing[name] = (
-                macs // missing if exact else macs / missing
-            )
+            fewer = macs // missing if exact else macs / missing
+            self._per_missing[name] = fewer
         if difference := unexplained(other):
             logger.warning(
                 f"{type(model).__name__} multiplies features between its "

@@ -5,6 +5,7 @@ Authors
 """
 
 import collections.abc
+import contextlib
 import copy
 import fnmatch
 import math
@@ -53,14 +54,9 @@ def spread_ranks(size):
 def layers_run(model, inputs):
     """The modules (set) that a pass of the model calls."""
     called = set()
-    hook = register_module_forward_pre_hook(
-        lambda module, args: called.add(module)
-    )
-    try:
-        with evaluating(model), torch.random.fork_rng():
-            model(*inputs)
-    finally:
-        hook.remove()
+    note = register_module_forward_pre_hook(lambda m, args: called.add(m))
+    with note, evaluating(model), torch.random.fork_rng():
+        model(*inputs)
     return called
 
 
@@ -105,7 +101,7 @@ def _matches(group, pattern):
     return fnmatch.fnmatch(group.name, pattern)
 
 
-class Gates(collections.abc.Mapping):
+class Gates(collections.abc.Mapping, contextlib.AbstractContextManager):
     """The gates of a model.
 
     Finds the channel groups of the model, puts a gate on those asked for and
@@ -384,12 +380,8 @@ class Gates(collections.abc.Mapping):
                 part.take()
         self._attached = False
 
-    def __enter__(self):
-        """Returns the gates, which are taken off at the end of the block."""
-        return self
-
     def __exit__(self, *error):
-        """Takes the gates off."""
+        """Takes the gates off, at the end of a ``with`` block."""
         self.remove()
 
     def plain_copy(self):

@@ -185,8 +185,10 @@ def test_mixing_on_the_fly(corpus, tmp_path):
 
 
 def test_two_processes(corpus, tmp_path):
-    """Under torchrun there is one result, and it meets the budget."""
-    out = run("hparams/crnn_gated.yaml", tmp_path, corpus, *DDP, launcher=TWO)
+    """Under torchrun there is one result, and it meets the budget; also if
+    DDP looks for what no pass has reached: gates that are open, at first."""
+    flags = (*DDP, "--find_unused_parameters")
+    out = run("hparams/crnn_gated.yaml", tmp_path, corpus, *flags, launcher=TWO)
     assert out.returncode == 0, out.stdout[-3000:]
     result = json.loads((tmp_path / "result.json").read_text())
     limit = result["budget"] * result["macs_per_second_full"]

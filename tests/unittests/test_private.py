@@ -6,11 +6,13 @@ attribute has moved, or a work-around can go.
 
 import copy
 
+import pytest
 import torch
 from torch.nn.utils import parametrizations, parametrize
 
 from noisegate._private import (
     forget_spectral_norm,
+    leave_out_of_ddp,
     own_class,
     recomputing,
     unwrapped,
@@ -37,6 +39,49 @@ def test_copies_of_parametrized_layers_share_a_class():
     x = torch.randn(2, 4)
     torch.testing.assert_close(layer(x), other(x))
     assert not parametrize.is_parametrized(other)
+
+
+@pytest.fixture
+def group():
+    """Processes: this one alone."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group(
+        "gloo", store=store, rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+class Gated(torch.nn.Module):
+    """Has a parameter that is used past its forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 2)
+        self.layer.width = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        """Does not read it."""
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("left_out", [False, True])
+def test_what_is_left_out_of_ddp_may_be_used_elsewhere(group, left_out):
+    """It is not taken for unused, which cannot have a gradient."""
+    net = Gated()
+    if left_out:
+        leave_out_of_ddp(net, [net.layer.width, torch.nn.Parameter()])
+    ddp = torch.nn.parallel.DistributedDataParallel(
+        net, find_unused_parameters=True
+    )
+    loss = ddp(torch.randn(4, 3)).sum() + net.layer.width.sum()
+    if not left_out:
+        with pytest.raises(RuntimeError, match="ready only once"):
+            loss.backward()
+        return
+    loss.backward()
+    assert net.layer.width.grad == 1
+    assert net.layer.weight.grad is not None
 
 
 def test_compiled_modules_have_the_original():

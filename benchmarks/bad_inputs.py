@@ -256,11 +256,10 @@ def tried(kind, program, field, wrong, data, folder):
         if kind == "settings":
             for name in OTHERS:
                 wrong = wrong.replace(f"{{{name}}}", names[name])
-            value, *more = re.split(" (?=--)", wrong)
-            arguments = [
-                text for text in arguments if not text.startswith(f"--{field}=")
-            ]
-            arguments += [f"--{field}={value}", *more]
+            changed = re.split(" (?=--)", f"--{field}={wrong}")
+            keys = tuple(text.partition("=")[0] + "=" for text in changed)
+            arguments = [x for x in arguments if not x.startswith(keys)]
+            arguments += changed
         where = ROOT / "recipes" / program
     try:
         done = subprocess.run(

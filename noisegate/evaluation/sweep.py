@@ -79,6 +79,8 @@ class Sweep(SweepFolder):
 
     Raises
     ------
+    FileNotFoundError
+        If a YAML is missing.
     ValueError
         If a method or budget is not known, if variants are asked for of
         several YAMLs, or if the folder holds a sweep with other YAMLs,
@@ -97,6 +99,9 @@ class Sweep(SweepFolder):
         chain=False,
     ):
         files = [Path(file).resolve() for file in hparams_files]
+        for file in files:
+            if not file.is_file():
+                raise FileNotFoundError(f"{file} is no file")
         places = (files[0].parents[1], files[0].parent)
         scripts = [place / "train.py" for place in places]
         scripts = [script for script in scripts if script.exists()]

@@ -74,7 +74,7 @@ def _to_markdown(block):
 
 
 def _to_png(figures):
-    """Plots side by side; without bars on curves, which would lie on others."""
+    """Plots side by side."""
     picture = Figure(figsize=(6 * len(figures), 5), layout="constrained")
     axes = picture.subplots(1, len(figures), squeeze=False)[0]
     for axis, figure in zip(axes, figures):
@@ -85,6 +85,8 @@ def _to_png(figures):
                 trace.x,
                 trace.y,
                 xerr=trace.error_x.array,
+                yerr=trace.error_y.array,
+                elinewidth=1,
                 color=trace.marker.color or trace.line.color,
                 alpha=trace.opacity,
                 linestyle=("--" if dash else "-") if lines else "",
@@ -94,7 +96,12 @@ def _to_png(figures):
                 markersize=4,
                 label="_" if trace.showlegend is False else trace.name,
             )
-        axis.set(xscale=figure.layout.xaxis.type or "linear")
+        kind = figure.layout.xaxis.type or "linear"
+        if kind == "category":
+            axis.tick_params("x", rotation=60)
+            axis.set_ylim(0, 1.05)
+        else:
+            axis.set(xscale=kind)
         for one, layout in (
             (axis.xaxis, figure.layout.xaxis),
             (axis.yaxis, figure.layout.yaxis),
@@ -105,14 +112,12 @@ def _to_png(figures):
                 one.set_ticks(layout.tickvals, layout.ticktext)
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-        axis.legend(  # below the labels, where it hides no point
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.14),
-            ncols=4,
-            fontsize="small",
-        )
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}
+        if kind == "category":  # whose labels are long
+            below = {"loc": "upper center"}
+        axis.legend(ncols=4, fontsize="small", **below)
     file = io.BytesIO()
-    picture.savefig(file, format="png", dpi=100)
+    picture.savefig(file, format="png", dpi=85)
     return file.getvalue()
 
 
@@ -197,7 +202,11 @@ def write_report(
         blocks += [("heading", f"{number}. {heading}"), *found]
         if number <= 2:
             tables += [_to_markdown(x) for x in found if x[0] == "table"]
-            plots += [x[2] for x in found if x[0] == "plot"]
+        plots += [
+            x[2]
+            for x in found
+            if x[0] == "plot" and (number <= 2 or x[1] == "seeds")
+        ]
     picture = sweep.folder / "curves.png"
     write_atomically(picture, _to_png(plots))
     if readme is not None:

@@ -5,7 +5,7 @@ Authors
 """
 
 import html
-from statistics import mean
+from statistics import mean, stdev
 
 from noisegate.evaluation.blocks import ABOVE, COLOURS, menu, plot
 
@@ -229,6 +229,49 @@ def _means(data, key, part=lambda value: value):
     return columns
 
 
+_FEW = 3  # budgets in the plot of the seeds
+
+
+def _seeds(data, full):
+    """Widths that noise gates have learned, by layer, over the seeds."""
+    groups = [g for g in data.groups if g[0] == "noise" and g[1] < 1][-_FEW:]
+    traces = []
+    for shade, group in enumerate(groups, 1):
+        found = [r["widths"] for _, r, _ in data.runs[group].values()]
+        names = [
+            name
+            for name, width in found[0].items()
+            if width < full.get(name, 0) and all(name in w for w in found)
+        ]
+        shares = [[w[name] / full[name] for w in found] for name in names]
+        bars = [stdev(x) if len(x) > 1 else 0 for x in shares]
+        traces.append(
+            {
+                "x": [html.escape(name) for name in names],
+                "y": [mean(x) for x in shares],
+                "error_y": {"array": bars},
+                "mode": "lines+markers",
+                "name": f"noise {group[1]:g}",
+                "opacity": shade / len(groups),
+                "line": {"color": COLOURS["noise"]},
+            }
+        )
+    if traces:
+        yield plot(
+            "seeds",
+            traces,
+            yaxis={"title": "share of the full width", "range": [0, 1.05]},
+            xaxis={"type": "category", "automargin": True},
+            showlegend=True,
+        )
+        yield (
+            "text",
+            "What noise gates have learned: the darker the smaller the budget. "
+            "Bars are one standard deviation over the seeds: where they are "
+            "short, seeds agree.",
+        )
+
+
 def widths(data):
     """Final widths by layer, against the full ones.
 
@@ -246,6 +289,7 @@ def widths(data):
     if not columns:
         yield "text", "There is the dense model alone."
         return
+    yield from _seeds(data, full)
     yield from _bars("widths", columns, full, "share of the full width")
     origin = "of the dense model" if data.dense else "the greatest seen"
     yield (

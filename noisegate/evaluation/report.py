@@ -15,6 +15,7 @@ import os
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
 from noisegate.evaluation.estimates import SweepResults
 from noisegate.evaluation.files import (
@@ -197,7 +198,8 @@ def write_report(
     blocks = [("title", title), ("conclusion", conclusion(data))]
     blocks.append(("text", intro))
     tables, plots = [], []
-    for number, (heading, section) in enumerate(SECTIONS.items(), 1):
+    sections = tqdm(SECTIONS.items(), "sections", leave=False)
+    for number, (heading, section) in enumerate(sections, 1):
         found = list(section(data))
         blocks += [("heading", f"{number}. {heading}"), *found]
         if number <= 2:

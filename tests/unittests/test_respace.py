@@ -45,7 +45,8 @@ def test_any_integer_number_is_a_plain_filterbank(bands):
     gates.freeze({"features": bands})
     made = gates.front_end(noise())
     plain = front_end(bands)(noise())
-    assert torch.equal(made[..., :bands], plain)
+    # The same filters; how sums over bins are ordered is the processor's
+    torch.testing.assert_close(made[..., :bands], plain, rtol=0, atol=1e-4)
     # The next one comes in from the end of the spectrum, others lie above
     if bands + 1 < BANDS:
         assert made[..., bands + 1 :].amax() < plain.mean() - 30

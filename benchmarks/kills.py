@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Kills runs of the recipes anywhere: do they end as if nothing had happened?
 
-> python benchmarks/kills.py [--kills=200] [--damages=200]
+> python benchmarks/kills.py [--kills=200] [--pairs=40] [--damages=200]
 > python benchmarks/kills.py --table benchmarks/README.md
 
 Each case is a command. It is run once to its end; then again and again in new
@@ -356,7 +356,7 @@ def gone_on(case, data, folder, number, whole, expected):
     }
 
 
-def campaign(n_kills, n_damages):
+def campaign(n_kills, n_pairs, n_damages):
     """Runs what is missing, case by case in turn."""
     results = []
     if RESULTS.exists():
@@ -377,10 +377,12 @@ def campaign(n_kills, n_damages):
         whole[case] = seconds, left_by(out)
         print(f"{case}: {seconds:.1f} s", flush=True)
     half_done = stopped("VAD", folder / "data", folder)
-    while len(results) - done[DAMAGED] < n_kills or done[DAMAGED] < n_damages:
-        case = min((*CASES, PAIRS), key=lambda name: done[name])
-        if len(results) - done[DAMAGED] >= n_kills:
-            case = DAMAGED
+    while True:
+        case = min(CASES, key=lambda name: done[name])
+        if sum(done[name] for name in CASES) + done[PAIRS] >= n_kills:
+            case = PAIRS if done[PAIRS] < n_pairs else DAMAGED
+        if case == DAMAGED and done[DAMAGED] >= n_damages:
+            return
         place = folder / "data", folder, done[case]
         if case == DAMAGED:
             row = gone_on("VAD", *place, half_done, whole["VAD"][1])
@@ -414,10 +416,11 @@ def table():
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=200, help="runs in all")
+    parser.add_argument("--pairs", type=int, default=40, help="two at once")
     parser.add_argument("--damages", type=int, default=0, help="in addition")
     parser.add_argument("--table", help="put the table into this file")
     options = parser.parse_args()
     if options.table:
         fill_blocks(options.table, kills=table())
     else:
-        campaign(options.kills, options.damages)
+        campaign(options.kills, options.pairs, options.damages)

@@ -379,7 +379,7 @@ def campaign(n_kills, n_pairs, n_damages):
     half_done = stopped("VAD", folder / "data", folder)
     while True:
         case = min(CASES, key=lambda name: done[name])
-        if sum(done[name] for name in CASES) + done[PAIRS] >= n_kills:
+        if sum(done[name] for name in CASES) >= n_kills:
             case = PAIRS if done[PAIRS] < n_pairs else DAMAGED
         if case == DAMAGED and done[DAMAGED] >= n_damages:
             return

@@ -31,6 +31,11 @@ _COUNTS = re.compile(
     r"(^|_)(n|num|number)_|(channels|epochs?|layers|neurons|seed|size|units"
     r"|sizes|widths|sample_rate|d_model|d_ffn|nhead|stride|per_segment)$"
 )
+# Of those, and others, keys for which zero makes nothing
+_SIZES = re.compile(
+    r"((batch|hidden)_sizes?|channels|neurons|units|sample_rate|segment_s|stride"
+    r"|n_fft|n_mels|n_classes|n_features|d_model|d_ffn|nhead|number_of_epochs)$"
+)
 _WAYS_OUT = "Choose another output_folder, or --overwrite=True, which moves "
 _WAYS_OUT += "the old folder aside"
 _TOP = "OUTPUT_FOLDER"  # in it, as folders may be moved
@@ -92,7 +97,7 @@ def plan_of(hparams_file, overrides=None):
 def check_overrides(plan, overrides):
     """Raises ValueError, which names the key, if an override is of another
     kind than what it replaces: a text for a number, a number below zero for
-    one that is not, half a channel, NaN. Null fits always.
+    one that is not, half a channel, no channels, NaN. Null fits always.
 
     Arguments
     ---------
@@ -122,6 +127,8 @@ def check_overrides(plan, overrides):
             good = math.isfinite(value) and not whole
         if good and "number" in wanted and value < 0 <= default:
             wanted, good = f"{wanted} from 0 on", False
+        if good and value == 0 and default and _SIZES.search(key):
+            wanted, good = f"{wanted} above 0", False
         if not good:
             raise ValueError(
                 f"{key} must be {wanted}, as {str(default)!r} is; got {value!r}"

@@ -308,6 +308,8 @@ def test_overrides_of_another_kind_are_refused_by_name(path):
         ("number_of_epochs: 2.5", "number_of_epochs must be a whole number"),
         ("lr: -0.1", "lr must be a number from 0 on"),
         ("channels: [3, many]", "channels must be a whole number.*'many'"),
+        ("channels: [16, 0]", "channels must be a whole number above 0"),
+        ("number_of_epochs: 0", "number_of_epochs must .* above 0.*; got 0"),
         ("channels: [2.5]", "channels must be a whole number"),
     ],
 )

@@ -4,7 +4,9 @@ Authors
  * The noisegate developers, 2026
 """
 
+import csv
 import hashlib
+import io
 import os
 import re
 from pathlib import Path
@@ -34,6 +36,67 @@ def write_atomically(path, text):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_text(path):
+    """Returns what a text file says, whatever ends its lines.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        The file, in UTF-8, with a byte-order mark or without.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is no text in UTF-8.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path} does not exist, or is no file")
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8: {error}") from error
+
+
+def read_table(path, columns):
+    """Returns the rows of a CSV file.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        The file, see :func:`read_text`; its first line names the columns.
+    columns : list of str
+        Those that it must have.
+
+    Returns
+    -------
+    list of dict
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is no table, or a column is missing.
+    """
+    reader = csv.DictReader(io.StringIO(read_text(path)))
+    try:
+        rows = list(reader)
+    except csv.Error as error:
+        raise ValueError(f"{path} is no table: {error}") from error
+    if set(columns) - set(reader.fieldnames or ()):
+        raise ValueError(
+            f"{path} has the columns {reader.fieldnames}, expected "
+            f"{list(columns)}"
+        )
+    return rows
 
 
 def escaped(path):

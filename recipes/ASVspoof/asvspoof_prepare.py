@@ -39,6 +39,7 @@ from noisegate.evaluation.files import (
     escaped,
     files_below,
     fingerprint,
+    read_text,
     write_atomically,
 )
 
@@ -403,7 +404,7 @@ def _enrolment_ids(roots):
     for root in roots:
         for pattern in ENROLMENT_LISTS:
             for path in root.glob(pattern):
-                for line in path.read_text(encoding="utf-8-sig").splitlines():
+                for line in read_text(path).splitlines():
                     for field in line.split()[1:]:
                         ids.update(field.split(","))
     return ids
@@ -444,53 +445,52 @@ def read_protocol(path, phase="eval"):
     """
     trials, others, problems = [], set(), []
     n_columns = None
-    with open(path, encoding="utf-8-sig") as fin:
-        for number, line in enumerate(fin, start=1):
-            fields = line.split()
-            if not fields:
-                continue
-            if n_columns is None:
-                n_columns = len(fields)
-                if n_columns not in COLUMNS:
-                    raise ValueError(
-                        f"{path} has {n_columns} columns, expected one of "
-                        f"{sorted(COLUMNS)}"
-                    )
-            if len(fields) > 1:
-                others.add(fields[1])
-            where = f"{path}:{number}"
-            if len(fields) != n_columns:
-                problems.append(
-                    f"{where} has {len(fields)} columns, expected {n_columns}"
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        fields = line.split()
+        if not fields:
+            continue
+        if n_columns is None:
+            n_columns = len(fields)
+            if n_columns not in COLUMNS:
+                raise ValueError(
+                    f"{path} has {n_columns} columns, expected one of "
+                    f"{sorted(COLUMNS)}"
                 )
-                continue
-            *columns, phase_column = COLUMNS[n_columns]
-            speaker, name, attack, label = (fields[i] for i in columns)
-            if phase_column is not None and phase not in (
-                "all",
-                fields[phase_column],
-            ):
-                continue
-            is_attack = attack not in ("-", "bonafide")
-            if label not in LABELS:
-                problems.append(
-                    f"{where}: {name} has the label {label!r}, expected one "
-                    f"of {LABELS}"
-                )
-            elif is_attack != (label == "spoof"):
-                problems.append(
-                    f"{where}: {name} is {label}, its attack is {attack!r}"
-                )
-            else:
-                trials.append(
-                    {
-                        "id": name,
-                        "speaker": speaker,
-                        "attack": attack if is_attack else "-",
-                        "label": label,
-                        "line": number,
-                    }
-                )
+        if len(fields) > 1:
+            others.add(fields[1])
+        where = f"{path}:{number}"
+        if len(fields) != n_columns:
+            problems.append(
+                f"{where} has {len(fields)} columns, expected {n_columns}"
+            )
+            continue
+        *columns, phase_column = COLUMNS[n_columns]
+        speaker, name, attack, label = (fields[i] for i in columns)
+        if phase_column is not None and phase not in (
+            "all",
+            fields[phase_column],
+        ):
+            continue
+        is_attack = attack not in ("-", "bonafide")
+        if label not in LABELS:
+            problems.append(
+                f"{where}: {name} has the label {label!r}, expected one "
+                f"of {LABELS}"
+            )
+        elif is_attack != (label == "spoof"):
+            problems.append(
+                f"{where}: {name} is {label}, its attack is {attack!r}"
+            )
+        else:
+            trials.append(
+                {
+                    "id": name,
+                    "speaker": speaker,
+                    "attack": attack if is_attack else "-",
+                    "label": label,
+                    "line": number,
+                }
+            )
     others -= {trial["id"] for trial in trials}
     return trials, others, problems
 
@@ -670,11 +670,9 @@ def read_asv_scores(path, phase="eval"):
     """
     path = Path(path)
     key_path = path.parents[1] / "trial_metadata.txt"
-    rows = [line.split() for line in path.read_text("utf-8").splitlines()]
+    rows = [line.split() for line in read_text(path).splitlines()]
     if key_path.is_file():
-        keys = [
-            line.split() for line in key_path.read_text("utf-8").splitlines()
-        ]
+        keys = [line.split() for line in read_text(key_path).splitlines()]
         if len(keys) != len(rows):
             raise ValueError(
                 f"{path} has {len(rows)} lines, {key_path} has {len(keys)}: "

@@ -37,7 +37,6 @@ Authors
 """
 
 import argparse
-import csv
 import ctypes
 import io
 import json
@@ -71,7 +70,7 @@ from scipy.spatial.distance import cdist
 from speechbrain.utils.logger import get_logger
 
 from noisegate.evaluation.audio import read_audio
-from noisegate.evaluation.files import write_atomically
+from noisegate.evaluation.files import read_table, write_atomically
 from noisegate.extras import extra
 
 # Appended, so that the modules of this folder come first.
@@ -842,23 +841,15 @@ def list_utterances(speech_folder, speakers_csv=None):
         )
     rows = {}
     if speakers_csv is not None:
-        with open(speakers_csv, newline="", encoding="utf-8-sig") as fin:
-            for row in csv.DictReader(fin):
-                speaker = next(
-                    (
-                        row[column]
-                        for column in SPEAKER_COLUMNS
-                        if row.get(column)
-                    ),
-                    None,
+        for row in read_table(speakers_csv, ["id"]):
+            found = [row[name] for name in SPEAKER_COLUMNS if row.get(name)]
+            if not found:
+                raise ValueError(
+                    f"{speakers_csv} has the columns {list(row)}, expected "
+                    f"id and one of {SPEAKER_COLUMNS}"
                 )
-                if speaker is None or "id" not in row:
-                    raise ValueError(
-                        f"{speakers_csv} has the columns {list(row)}, expected "
-                        f"id and one of {SPEAKER_COLUMNS}"
-                    )
-                group = row.get("split_group") or speaker
-                rows[row["id"]] = (speaker, group)
+            group = row.get("split_group") or found[0]
+            rows[row["id"]] = (found[0], group)
     utterances = []
     for path in paths:
         relative = path.relative_to(root)

@@ -10,7 +10,6 @@ Authors
  * The noisegate developers, 2026
 """
 
-import csv
 import json
 import math
 import random
@@ -21,7 +20,12 @@ import soundfile
 from speechbrain.utils.logger import get_logger
 
 from noisegate.evaluation.audio import audio_info
-from noisegate.evaluation.files import escaped, write_atomically
+from noisegate.evaluation.files import (
+    escaped,
+    read_table,
+    read_text,
+    write_atomically,
+)
 
 logger = get_logger(__name__)
 
@@ -128,34 +132,26 @@ def prepare_keywords(
 
 def _from_table(folder):
     items, path = {}, folder / "clips.csv"
-    with open(path, newline="", encoding="utf-8-sig") as fin:
-        reader = csv.DictReader(fin)
-        missing = set(COLUMNS) - set(reader.fieldnames or ())
-        if missing:
+    for number, row in enumerate(read_table(path, COLUMNS), start=2):
+        times = {k: row.get(k) or 0 for k in ("start_s", "duration_s")}
+        try:
+            times = {key: float(value) for key, value in times.items()}
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+        if not 0 <= times["start_s"] < math.inf > times["duration_s"] > 0:
             raise ValueError(
-                f"{path} has the columns {reader.fieldnames}, expected "
-                f"{list(COLUMNS)}"
+                f"{path}, line {number}: '{row['id']}' begins at "
+                f"{row.get('start_s')} s and lasts {row['duration_s']} s"
             )
-        for number, row in enumerate(reader, start=2):
-            times = {k: row.get(k) or 0 for k in ("start_s", "duration_s")}
-            try:
-                times = {key: float(value) for key, value in times.items()}
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from error
-            if not 0 <= times["start_s"] < math.inf > times["duration_s"] > 0:
-                raise ValueError(
-                    f"{path}, line {number}: '{row['id']}' begins at "
-                    f"{row.get('start_s')} s and lasts {row['duration_s']} s"
-                )
-            if row["id"] in items:
-                raise ValueError(f"{path} has the id '{row['id']}' twice")
-            items[row["id"]] = {
-                "wav": str(folder / row.get("file", f"flac/{row['id']}.flac")),
-                **times,
-                "speaker": row["speaker"] or f"silence_{row['split']}",
-                "label": row["label"],
-                "split": row["split"],
-            }
+        if row["id"] in items:
+            raise ValueError(f"{path} has the id '{row['id']}' twice")
+        items[row["id"]] = {
+            "wav": str(folder / row.get("file", f"flac/{row['id']}.flac")),
+            **times,
+            "speaker": row["speaker"] or f"silence_{row['split']}",
+            "label": row["label"],
+            "split": row["split"],
+        }
     return items
 
 
@@ -166,7 +162,7 @@ def _from_lists(folder):
         ("valid", "validation_list.txt"),
         ("test", "testing_list.txt"),
     ):
-        lines = (folder / name).read_text(encoding="utf-8-sig").split()
+        lines = read_text(folder / name).split()
         split_of.update(dict.fromkeys(lines, split))
     items = {}
     for path in sorted(folder.glob("*/*.wav")):

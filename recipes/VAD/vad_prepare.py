@@ -27,7 +27,6 @@ Authors
  * The noisegate authors 2026
 """
 
-import csv
 import hashlib
 import json
 import math
@@ -56,6 +55,8 @@ from noisegate.evaluation.files import (
     escaped,
     files_below,
     fingerprint,
+    read_table,
+    read_text,
     write_atomically,
 )
 
@@ -436,20 +437,6 @@ def _find_audio(root, folder):
     return paths
 
 
-def _read_csv(path, columns):
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"CSV file {path} does not exist")
-    with open(path, newline="", encoding="utf-8-sig") as fin:
-        reader = csv.DictReader(fin)
-        missing = [c for c in columns if c not in (reader.fieldnames or [])]
-        if missing:
-            raise ValueError(
-                f"{path} has the columns {reader.fieldnames}, expected "
-                f"{list(columns)}"
-            )
-        return list(reader)
-
-
 def _files_by_id(paths):
     """Each file under its path without suffix and, if unique, its stem."""
     by_id, by_stem = {}, {}
@@ -567,7 +554,7 @@ def _list_speech(root, folder, utterances_csv, segments_csv):
     if utterances_csv is None:
         matched = [({"id": os.path.splitext(p)[0]}, p) for p in paths]
     else:
-        rows = _read_csv(utterances_csv, ("id",))
+        rows = read_table(utterances_csv, ("id",))
         matched = _match_rows(rows, utterances_csv, paths, folder)
     segments = None
     if segments_csv is not None:
@@ -590,7 +577,7 @@ def _list_speech(root, folder, utterances_csv, segments_csv):
 
 def _read_segments(segments_csv, by_id):
     segments = {}
-    for row in _read_csv(segments_csv, ("id", "start_s", "end_s")):
+    for row in read_table(segments_csv, ("id", "start_s", "end_s")):
         if row["id"] not in by_id:
             raise FileNotFoundError(
                 f"{segments_csv} names {row['id']!r}, which has no audio file"
@@ -610,7 +597,7 @@ def _list_noise(root, folder, noise_csv):
     if noise_csv is None:
         noises = [{"wav": path, "split": None} for path in paths]
         return _fill_splits(noises, "wav")
-    rows = _read_csv(noise_csv, ("id",))
+    rows = read_table(noise_csv, ("id",))
     noises = [
         {"wav": path, "split": _checked_split(row, noise_csv)}
         for row, path in _match_rows(rows, noise_csv, paths, folder)
@@ -640,7 +627,7 @@ def _list_vctk(root):
 
 
 def _list_esc50(root):
-    rows = _read_csv(
+    rows = read_table(
         root / "meta" / "esc50.csv", ("filename", "fold", "category")
     )
     return [
@@ -673,8 +660,7 @@ def _list_libriparty(root):
     for split, name in zip(SPLITS, ("train", "dev", "eval")):
         path = root / f"{prefix}metadata" / f"{name}.json"
         try:
-            with open(path, encoding="utf-8-sig") as fin:
-                sessions = json.load(fin)
+            sessions = json.loads(read_text(path))
         except ValueError as error:
             raise ValueError(f"{path} is not JSON: {error}") from error
         for session, parts in sessions.items():

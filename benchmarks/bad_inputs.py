@@ -70,6 +70,7 @@ COUNTS = re.compile(
 SHARES = ("budget", "kappa_min", "tighten")
 CHOICES = ("layout", "norm_type", "conv_padding", "phase")
 NOT_SET = ("seed", "data_seed", "train_log")  # any value will do
+NOT_SET += ("speech_folder", "speakers_csv")  # of Mini-LA, not made here
 LONG_S = 240
 
 
@@ -278,7 +279,8 @@ def tried(kind, program, field, wrong, data, folder):
         raised = [x for x in lines.splitlines()[1:] if x[:1] not in ("", " ")]
         return "traceback", (raised or [""])[0]
     if done.returncode == 2:
-        called = (field, wrong) if wrong.startswith("/") else (field,)
+        value = wrong.startswith("/") or field in CHOICES
+        called = (field, wrong) if value else (field,)
         by_name = any(name.removeprefix("gate_") in last for name in called)
         return "refused" if by_name else "refused, not by name", last
     if done.returncode:

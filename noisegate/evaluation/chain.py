@@ -160,6 +160,13 @@ def _check_chain(plan):
     missing = [key for key in CHAIN_KEYS if key not in plan]
     if missing:
         raise ValueError(f"a chain of budgets needs the keys {missing}")
+    for key in ("dense", "stage"):
+        if not isinstance(plan[key], dict):
+            raise ValueError(f"{key} must be a mapping, got {plan[key]!r}")
+        try:
+            check_overrides(plan, plan[key])
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from error
     if not isinstance(plan["budgets"], list):
         raise ValueError(f"budgets must be a list, got {plan['budgets']!r}")
     for budget in plan["budgets"]:

@@ -106,7 +106,7 @@ class Sweep(SweepFolder):
         scripts = [place / "train.py" for place in places]
         scripts = [script for script in scripts if script.exists()]
         if not scripts:
-            raise ValueError(f"there is no train.py in {places[0]}")
+            raise ValueError(f"there is no train.py beside {files[0]}")
         self.script = scripts[0]
         self._asked = {
             "recipe": str(self.script.parent.name),

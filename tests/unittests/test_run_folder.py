@@ -269,6 +269,23 @@ def test_stages_of_a_chain_belong_to_their_settings(hparams):
     assert chain(hparams, {"seed": 2, "overwrite": True})[0] == "dense"
 
 
+@pytest.mark.parametrize(
+    "overrides, says",
+    [
+        ({"dense": {"rl": 0.1}}, "^dense: the YAML has no key 'rl'"),
+        ({"stage": {"lr": -1}}, "^stage: lr must be a number from 0 on"),
+        ({"stage": 3}, "^stage must be .* a mapping"),
+        ({"stage": [3]}, "^stage must be a mapping"),
+    ],
+)
+def test_keys_of_stages_are_checked(hparams, overrides, says):
+    path, folder = hparams
+    path.write_text(path.read_text("utf-8") + CHAIN, encoding="utf-8")
+    with pytest.raises(ValueError, match=says):
+        chain(hparams, overrides)
+    assert not folder.exists()
+
+
 HPARAMS = sorted(
     (Path(__file__).parents[2] / "recipes").glob("*/hparams/*.yaml")
 )

@@ -292,10 +292,11 @@ def tried(kind, program, field, wrong, data, folder):
 
 
 def campaign(n_inputs):
-    """Tries what is missing."""
+    """Tries what was a fault, then what is missing."""
     results = []
     if RESULTS.exists():
         results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    faults = [row["input"] for row in results if row["outcome"] not in GOOD]
     results = [row for row in results if row["outcome"] in GOOD]
     done = {tuple(row["input"]) for row in results}
     folder = Path(tempfile.mkdtemp(prefix="bad_inputs"))
@@ -314,15 +315,18 @@ def campaign(n_inputs):
     orders = [draw.sample(list(group), len(group)) for group in groups.values()]
     orders = [one for turn in zip_longest(*orders) for one in turn if one]
     print(len(orders), "inputs", flush=True)
-    for one in orders[:n_inputs]:
-        if one in done:
+    for one in [*map(tuple, faults), *orders]:
+        if one in done or len(results) >= n_inputs:
             continue
         outcome, said = tried(*one, data, folder)
         said = said.replace(str(folder), "").replace(str(ROOT), "")
-        row = {"input": one, "outcome": outcome, "said": said[:300]}
+        row = {"input": one, "outcome": outcome}
         results.append(row)
-        write_atomically(RESULTS, json.dumps(results, indent=0) + "\n")
-        print(len(results), row, flush=True)
+        print(len(results), row, said[:300], flush=True)
+        if outcome not in GOOD:
+            row["said"] = said[:300]
+        lines = ",\n".join(map(json.dumps, results))
+        write_atomically(RESULTS, f"[\n{lines}\n]\n")
 
 
 def table():

@@ -318,6 +318,7 @@ def campaign(n_inputs):
     for one in [*map(tuple, faults), *orders]:
         if one in done or len(results) >= n_inputs:
             continue
+        done.add(one)
         outcome, said = tried(*one, data, folder)
         said = said.replace(str(folder), "").replace(str(ROOT), "")
         row = {"input": one, "outcome": outcome}

@@ -106,7 +106,7 @@ class Gates(collections.abc.Mapping, contextlib.AbstractContextManager):
 
     Finds the channel groups of the model, puts a gate on those asked for and
     knows the cost as a function of all widths. Gates are sub-modules of the
-    model's layers: checkpoints and DDP need no extra care.
+    model's layers: checkpoints need no extra care, nor does DDP in a Brain.
 
     Arguments
     ---------

@@ -479,8 +479,9 @@ def conclusion(data):
         for method, d in told.items()
     ]
     text = "; ".join(parts) or "There is no run of noise gates"
-    against = "; ".join(lines) or "there is nothing to compare them with"
-    return f"{text}. Against them, {against}."
+    return ". Against them, ".join(
+        [text, "; ".join(lines)] if lines else [text]
+    )
 
 
 SECTIONS = {

@@ -78,12 +78,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "VAD"))
 
 from asvspoof_prepare import SETS, read_protocol  # noqa: E402
 from vad_data import active_frames, active_rms, item_generator  # noqa: E402
-from vad_prepare import (  # noqa: E402
-    AUDIO_SUFFIXES,
-    SPEAKER_COLUMNS,
-    energy_segments,
-    merge_segments,
-)
+from vad_layouts import AUDIO_SUFFIXES, SPEAKER_COLUMNS  # noqa: E402
+from vad_segments import energy_segments, merge_segments  # noqa: E402
 
 logger = get_logger(__name__)
 

@@ -34,31 +34,21 @@ import os
 from pathlib import Path
 
 import numpy as np
-from scipy.signal import butter, sosfilt
 from speechbrain.utils.logger import get_logger
 from vad_data import (
     DEFAULT_LEVEL_DB,
     FRAME_MS,
-    SNR_RANGES,
     active_frames,
     check_channels,
-    draw_noise_start,
-    draw_snr,
-    item_generator,
     speech_rms,
-    uniform_snr,
 )
+from vad_layouts import SPLITS, detect_layout, list_files
 from vad_manifests import MAX_LISTED, bad_files_message
+from vad_mixes import make_items
+from vad_segments import energy_segments, merge_segments
 
 from noisegate.evaluation.audio import audio_info, read_audio
-from noisegate.evaluation.files import (
-    escaped,
-    files_below,
-    fingerprint,
-    read_table,
-    read_text,
-    write_atomically,
-)
+from noisegate.evaluation.files import fingerprint, write_atomically
 
 logger = get_logger(__name__)
 
@@ -69,35 +59,6 @@ LAYOUTS = (
     "barista_esc10",
     "folders",
 )
-SPLITS = ("train", "valid", "test")
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg")
-# ESC-50, targets 20 to 29. Most come from a mouth; in the recordings of the
-# others (clapping, footsteps, brushing teeth) people may be heard.
-HUMAN_CLASSES = (
-    "breathing",
-    "brushing_teeth",
-    "clapping",
-    "coughing",
-    "crying_baby",
-    "drinking_sipping",
-    "footsteps",
-    "laughing",
-    "sneezing",
-    "snoring",
-)
-FOLD_SPLITS = {
-    "1": "train",
-    "2": "train",
-    "3": "train",
-    "4": "valid",
-    "5": "test",
-}
-SPEAKER_COLUMNS = ("speaker", "speaker_id", "speaker_cluster")
-# Shares of speakers (or noise files) where the data name no split.
-VALID_SHARE = 0.1
-TEST_SHARE = 0.2
-# A last piece shorter than this is dropped.
-MIN_PIECE_S = 0.1
 # Labels may end this much behind their file.
 _SLACK_S = 0.1
 # A noise file with less sound than this is not used.
@@ -250,7 +211,7 @@ def prepare_vad(
     if layout == "auto":
         layout = detect_layout(root, noise_root)
         logger.info("Layout of the data: %s", layout)
-    utterances, noises = _list_files(
+    utterances, noises = list_files(
         layout, root, noise_root, utterances_csv, segments_csv, noise_csv
     )
     if max_utterances_per_speaker is not None:
@@ -262,7 +223,7 @@ def prepare_vad(
     )
     _check_splits(utterances, noises, needs_noise=layout != "libriparty")
     manifests = {
-        split: _make_items(
+        split: make_items(
             split, utterances, noises, segment_s, mixes_per_segment, seed
         )
         for split in SPLITS
@@ -371,319 +332,6 @@ def _is_prepared(arguments, arguments_path, annotations):
     return not changed
 
 
-def detect_layout(root, noise_root):
-    """Tells the layout of the data from its files.
-
-    Arguments
-    ---------
-    root : pathlib.Path
-        Folder of the speech.
-    noise_root : pathlib.Path
-        Folder of the noise.
-
-    Returns
-    -------
-    layout : str
-    """
-    if _libriparty_prefix(root) is not None:
-        return "libriparty"
-    is_vctk = any(
-        (root / name).is_dir() for name in ("wav48_silence_trimmed", "wav48")
-    )
-    if is_vctk and (noise_root / "meta" / "esc50.csv").is_file():
-        return "vctk_esc50"
-    if (root / "utterances.csv").is_file() and (
-        noise_root / "clips.csv"
-    ).is_file():
-        return "barista_esc10"
-    return "folders"
-
-
-# ------------------------------------------------------------ lists of files
-# An utterance is {"id", "wav" (below the root), "speaker", "split", "speech"
-# (segments, or None to label by energy), "mix"}; a noise is {"wav", "split"}.
-
-
-def _list_files(
-    layout, root, noise_root, utterances_csv, segments_csv, noise_csv
-):
-    if layout == "libriparty":
-        return _list_libriparty(root), []
-    if layout == "vctk_esc50":
-        return _list_vctk(root), _list_esc50(noise_root)
-    if layout == "barista_esc10":
-        utterances_csv = root / "utterances.csv"
-        segments_csv = root / "segments.csv"
-        noise_csv = noise_root / "clips.csv"
-    elif root.resolve() == noise_root.resolve():
-        raise ValueError(
-            f"noise_folder is {noise_root}, the same as data_folder: expected "
-            "a folder of noise without speech"
-        )
-    utterances = _list_speech(root, root, utterances_csv, segments_csv)
-    return utterances, _list_noise(noise_root, noise_root, noise_csv)
-
-
-def _find_audio(root, folder):
-    paths = sorted(
-        Path(path).relative_to(root).as_posix()
-        for path in files_below(folder)
-        if path.lower().endswith(AUDIO_SUFFIXES)
-    )
-    if not paths:
-        raise FileNotFoundError(
-            f"{folder} has no audio file, expected {', '.join(AUDIO_SUFFIXES)}"
-        )
-    return paths
-
-
-def _files_by_id(paths):
-    """Each file under its path without suffix and, if unique, its stem."""
-    by_id, by_stem = {}, {}
-    for path in paths:
-        name = os.path.splitext(path)[0]
-        if name in by_id:
-            raise ValueError(
-                f"{path} and {by_id[name]} differ in their suffix only"
-            )
-        by_id[name] = path
-        by_stem.setdefault(os.path.basename(name), []).append(path)
-    for stem, found in by_stem.items():
-        if len(found) == 1:
-            by_id.setdefault(stem, found[0])
-    return by_id
-
-
-def _match_rows(rows, csv_path, paths, folder):
-    """Pairs of CSV row and file; every row must have its file."""
-    by_id = _files_by_id(paths)
-    absent = [row["id"] for row in rows if row["id"] not in by_id]
-    if absent:
-        raise FileNotFoundError(
-            f"{csv_path} names {len(absent)} ids without an audio file in "
-            f"{folder}: {absent[:10]}"
-        )
-    if len({row["id"] for row in rows}) < len(rows):
-        raise ValueError(f"{csv_path} has an id twice")
-    if len(paths) > len(rows):
-        logger.info(
-            "%d files of %s are not in %s and left out",
-            len(paths) - len(rows),
-            folder,
-            csv_path,
-        )
-    return [(row, by_id[row["id"]]) for row in rows]
-
-
-def split_by_hash(names):
-    """Splits names by a fixed hash: 20 % test, 10 % valid, at least one each.
-
-    Arguments
-    ---------
-    names : iterable of str
-        Speakers or files; at least three different ones.
-
-    Returns
-    -------
-    splits : dict
-        Split by name.
-
-    Example
-    -------
-    >>> list(split_by_hash("abcdefghij").values()).count("train")
-    7
-    """
-    names = sorted(
-        set(names), key=lambda n: hashlib.sha256(os.fsencode(n)).digest()
-    )
-    if len(names) < 3:
-        raise ValueError(
-            f"only {names} to split, expected at least three different "
-            "speakers (or noise files); name the split in a CSV file"
-        )
-    n_test = max(1, round(TEST_SHARE * len(names)))
-    n_valid = max(1, round(VALID_SHARE * len(names)))
-    return {
-        name: "test"
-        if i < n_test
-        else "valid"
-        if i < n_test + n_valid
-        else "train"
-        for i, name in enumerate(names)
-    }
-
-
-def _fill_splits(entries, group_key):
-    """Splits by hash where the data name no split."""
-    if any(entry["split"] is None for entry in entries):
-        splits = split_by_hash(entry[group_key] for entry in entries)
-        for entry in entries:
-            entry["split"] = splits[entry[group_key]]
-    return entries
-
-
-def _checked_split(row, csv_path):
-    if row.get("split"):
-        split = {"dev": "valid", "eval": "test"}.get(row["split"], row["split"])
-        if split not in SPLITS:
-            raise ValueError(
-                f"{csv_path}: split of {row['id']} is {row['split']!r}, "
-                f"expected one of {SPLITS}"
-            )
-        return split
-    if row.get("fold"):
-        if row["fold"] not in FOLD_SPLITS:
-            raise ValueError(
-                f"{csv_path}: fold of {row['id']} is {row['fold']!r}, expected "
-                f"one of {list(FOLD_SPLITS)}"
-            )
-        return FOLD_SPLITS[row["fold"]]
-    return None
-
-
-def _speaker_of_path(path):
-    folder, _, rest = path.partition("/")
-    if rest:
-        return folder
-    stem = os.path.splitext(path)[0]
-    return stem.replace("-", "_").split("_")[0]
-
-
-def _list_speech(root, folder, utterances_csv, segments_csv):
-    paths = _find_audio(root, folder)
-    if utterances_csv is None:
-        matched = [({"id": os.path.splitext(p)[0]}, p) for p in paths]
-    else:
-        rows = read_table(utterances_csv, ("id",))
-        matched = _match_rows(rows, utterances_csv, paths, folder)
-    segments = None
-    if segments_csv is not None:
-        segments = _read_segments(segments_csv, _files_by_id(paths))
-    utterances = []
-    for row, path in matched:
-        speaker = next((row[c] for c in SPEAKER_COLUMNS if row.get(c)), None)
-        utterances.append(
-            {
-                "id": os.path.splitext(path)[0],
-                "wav": path,
-                "speaker": speaker or _speaker_of_path(path),
-                "split": _checked_split(row, utterances_csv),
-                "speech": None if segments is None else segments.get(path, []),
-                "mix": True,
-            }
-        )
-    return _fill_splits(utterances, "speaker")
-
-
-def _read_segments(segments_csv, by_id):
-    segments = {}
-    for row in read_table(segments_csv, ("id", "start_s", "end_s")):
-        if row["id"] not in by_id:
-            raise FileNotFoundError(
-                f"{segments_csv} names {row['id']!r}, which has no audio file"
-            )
-        start_s, end_s = float(row["start_s"]), float(row["end_s"])
-        if not 0 <= start_s < end_s < math.inf:
-            raise ValueError(
-                f"{segments_csv}: {row['id']} has speech from {start_s} to "
-                f"{end_s} s, expected 0 <= start_s < end_s"
-            )
-        segments.setdefault(by_id[row["id"]], []).append([start_s, end_s])
-    return {path: sorted(found) for path, found in segments.items()}
-
-
-def _list_noise(root, folder, noise_csv):
-    paths = _find_audio(root, folder)
-    if noise_csv is None:
-        noises = [{"wav": path, "split": None} for path in paths]
-        return _fill_splits(noises, "wav")
-    rows = read_table(noise_csv, ("id",))
-    noises = [
-        {"wav": path, "split": _checked_split(row, noise_csv)}
-        for row, path in _match_rows(rows, noise_csv, paths, folder)
-        if row.get("human") != "1"
-    ]
-    return _fill_splits(noises, "wav")
-
-
-def _list_vctk(root):
-    if (root / "wav48_silence_trimmed").is_dir():
-        paths = _find_audio(root, root / "wav48_silence_trimmed")
-        paths = [p for p in paths if os.path.splitext(p)[0].endswith("_mic1")]
-    else:
-        paths = _find_audio(root, root / "wav48")
-    utterances = [
-        {
-            "id": os.path.splitext(os.path.basename(path))[0],
-            "wav": path,
-            "speaker": path.split("/")[1],
-            "split": None,
-            "speech": None,
-            "mix": True,
-        }
-        for path in paths
-    ]
-    return _fill_splits(utterances, "speaker")
-
-
-def _list_esc50(root):
-    rows = read_table(
-        root / "meta" / "esc50.csv", ("filename", "fold", "category")
-    )
-    return [
-        {
-            "wav": f"audio/{row['filename']}",
-            "split": _checked_split(
-                {**row, "id": row["filename"]}, root / "meta" / "esc50.csv"
-            ),
-        }
-        for row in rows
-        if row["category"] not in HUMAN_CLASSES
-    ]
-
-
-def _libriparty_prefix(root):
-    for prefix in ("", "dataset/", "LibriParty/dataset/"):
-        if (root / f"{prefix}metadata" / "train.json").is_file():
-            return prefix
-    return None
-
-
-def _list_libriparty(root):
-    prefix = _libriparty_prefix(root)
-    if prefix is None:
-        raise FileNotFoundError(
-            f"data_folder {root} has no metadata/train.json, expected the "
-            "folder LibriParty/dataset"
-        )
-    utterances = []
-    for split, name in zip(SPLITS, ("train", "dev", "eval")):
-        path = root / f"{prefix}metadata" / f"{name}.json"
-        try:
-            sessions = json.loads(read_text(path))
-        except ValueError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
-        for session, parts in sessions.items():
-            # Each part but these two lists the utterances of one speaker.
-            speakers = sorted(set(parts) - {"noises", "background"})
-            speech = [
-                [float(utterance["start"]), float(utterance["stop"])]
-                for speaker in speakers
-                for utterance in parts[speaker]
-            ]
-            utterances.append(
-                {
-                    "id": f"{name}_{session}",
-                    "wav": f"{prefix}{name}/{session}/{session}_mixture.wav",
-                    "speaker": "+".join(speakers),
-                    "split": split,
-                    "speech": merge_segments(speech),
-                    "mix": False,
-                }
-            )
-    return utterances
-
-
 def _limit(utterances, per_speaker):
     """The first utterances of each speaker in the order of a fixed hash."""
     kept, count = set(), {}
@@ -695,92 +343,6 @@ def _limit(utterances, per_speaker):
         if count[speaker] <= per_speaker:
             kept.add(utterance["wav"])
     return [u for u in utterances if u["wav"] in kept]
-
-
-# ------------------------------------------------------------------- labels
-
-
-def merge_segments(segments, gap_s=0.0):
-    """Sorts segments and joins those that overlap or are close.
-
-    Arguments
-    ---------
-    segments : list of [start_s, stop_s]
-        In any order.
-    gap_s : float
-        Gaps up to this are closed.
-
-    Returns
-    -------
-    merged : list of [start_s, stop_s]
-
-    Example
-    -------
-    >>> merge_segments([[2.0, 3.0], [0.0, 1.0], [0.5, 1.5]])
-    [[0.0, 1.5], [2.0, 3.0]]
-    """
-    merged = []
-    for start_s, stop_s in sorted(segments):
-        if merged and start_s - merged[-1][1] <= gap_s:
-            merged[-1][1] = max(merged[-1][1], stop_s)
-        else:
-            merged.append([start_s, stop_s])
-    return merged
-
-
-def energy_segments(signal, sample_rate):
-    """Labels the speech of a clean recording by its level.
-
-    The level L of a frame (20 ms every 10 ms, above 80 Hz) is compared with
-    the level of the speech, T, the 99th percentile of L, and that of the
-    background, B, the 10th percentile. A frame is speech if L is above
-    max(T - 30 dB, B + 6 dB), but at most T - 10 dB. Then gaps up to 150 ms
-    (stop closures) are closed and speech below 80 ms is dropped. A recording
-    with T below -70 dB has no speech. This works for clean speech only: any
-    loud sound counts as speech.
-
-    Arguments
-    ---------
-    signal : numpy.ndarray (time,)
-        A clean recording.
-    sample_rate : int
-        In Hz.
-
-    Returns
-    -------
-    segments : list of [start_s, stop_s]
-
-    Example
-    -------
-    >>> signal = np.zeros(16000)
-    >>> signal[4000:12000] = np.sin(np.arange(8000))
-    >>> energy_segments(signal, 16000)
-    [[0.25, 0.76]]
-    """
-    hop = sample_rate * FRAME_MS // 1000
-    n_frames = len(signal) // hop
-    if n_frames < 2:
-        return []
-    high_pass = butter(2, 80, "highpass", fs=sample_rate, output="sos")
-    power = np.square(sosfilt(high_pass, signal))
-    hop_power = power[: n_frames * hop].reshape(n_frames, hop).mean(axis=1)
-    # Frame i is centred at i * hop: the mean of the hops on its two sides.
-    edges = np.pad(hop_power, 1, mode="edge")
-    level_db = 10 * np.log10(0.5 * (edges[1:] + edges[:-1]) + 1e-12)
-    top_db = np.percentile(level_db, 99)
-    background_db = np.percentile(level_db, 10)
-    if top_db < -70:
-        return []
-    threshold_db = min(max(top_db - 30, background_db + 6), top_db - 10)
-    speech = np.concatenate([[False], level_db > threshold_db, [False]])
-    changes = np.flatnonzero(np.diff(speech.astype(np.int8)))
-    # Labels say frame i is speech if its centre is in [start, stop).
-    segments = [
-        [float(first) * FRAME_MS / 1000, float(stop) * FRAME_MS / 1000]
-        for first, stop in changes.reshape(-1, 2)
-    ]
-    merged = merge_segments(segments, gap_s=0.15)
-    return [[a, b] for a, b in merged if b - a >= 0.08]
 
 
 # --------------------------------------------------------------- the content
@@ -901,118 +463,3 @@ def _check_splits(utterances, noises, needs_noise):
         missing = set(SPLITS) - set(owner.values())
         if missing and (needs_noise or kind != "noise file"):
             raise ValueError(f"no {kind} for {sorted(missing)}")
-
-
-def _make_items(split, utterances, noises, segment_s, mixes_per_segment, seed):
-    noises = [noise for noise in noises if noise["split"] == split]
-    items, n_dropped = {}, 0
-    for utterance in utterances:
-        if utterance["split"] != split:
-            continue
-        for k, piece in enumerate(_cut(utterance, segment_s)):
-            start_s, stop_s = piece["speech_start_s"], piece["speech_stop_s"]
-            if not utterance["mix"]:
-                # Nothing to fill a short piece with.
-                if stop_s - start_s < segment_s - FRAME_MS / 1000:
-                    n_dropped += 1
-                    continue
-                mixes = [("all", {**_NO_NOISE})]
-            else:
-                mixes = _draw_mixes(
-                    f"{utterance['id']}_{k:03d}",
-                    split,
-                    noises,
-                    segment_s,
-                    mixes_per_segment,
-                    seed,
-                )
-            for name, mix in mixes:
-                item_id = f"{utterance['id']}_{k:03d}_{name}"
-                if item_id in items:
-                    raise ValueError(f"item id {item_id!r} occurs twice")
-                items[item_id] = {**piece, **mix}
-    if n_dropped:
-        logger.info("%s: %d short last pieces dropped", split, n_dropped)
-    return items
-
-
-_NO_NOISE = {
-    "noise_wav": None,
-    "noise_start_s": None,
-    "noise_span_s": None,
-    "snr_db": None,
-    "snr_range": "all",
-}
-
-
-def _cut(utterance, segment_s):
-    """Consecutive pieces of an utterance, without the noise."""
-    duration_s = utterance["duration_s"]
-    channel = {}
-    if utterance["channel"] is not None:
-        channel["channel"] = utterance["channel"]
-    n_pieces = max(1, math.ceil((duration_s - MIN_PIECE_S) / segment_s))
-    for k in range(n_pieces):
-        start_s = k * segment_s
-        stop_s = min(start_s + segment_s, duration_s)
-        yield {
-            "speech_wav": "{speech_root}/" + escaped(utterance["wav"]),
-            "speech_start_s": round(start_s, 4),
-            "speech_stop_s": round(stop_s, 4),
-            "speech_level_db": utterance["level_db"],
-            "speech": [
-                [
-                    round(max(a - start_s, 0.0), 4),
-                    round(min(b, stop_s) - start_s, 4),
-                ]
-                for a, b in utterance["speech"]
-                if a < stop_s and b > start_s
-            ],
-            "duration": segment_s,
-            "speaker": utterance["speaker"],
-            **channel,
-        }
-
-
-def _draw_mixes(name, split, noises, segment_s, mixes_per_segment, seed):
-    """Noise, offset and ratio of each item of a piece."""
-    if split == "train":
-        plan = [(f"mix{i}", None) for i in range(mixes_per_segment)]
-    else:
-        plan = [(f"snr{i}", limits) for i, limits in enumerate(SNR_RANGES)]
-    for tag, limits in plan:
-        generator = item_generator(seed, split, name, tag)
-        noise = noises[generator.integers(len(noises))]
-        if limits is None:
-            snr_range, snr_db = draw_snr(generator)
-        else:
-            snr_range, low, high = limits
-            snr_db = uniform_snr(generator, low, high)
-        yield (
-            tag,
-            {
-                "noise_wav": "{noise_root}/" + escaped(noise["wav"]),
-                "noise_start_s": _draw_start(generator, noise, segment_s),
-                "noise_span_s": noise["span_s"],
-                "snr_db": snr_db,
-                "snr_range": snr_range,
-            },
-        )
-
-
-def _draw_start(generator, noise, segment_s):
-    """A beginning such that the excerpt is not silent."""
-    start_s = draw_noise_start(generator, noise["span_s"], segment_s)
-    if start_s + segment_s > noise["span_s"][1]:
-        return start_s  # wraps round, so it holds the whole span
-    hops_per_s = 1000 / FRAME_MS
-    first = int(start_s * hops_per_s)
-    stop = int((start_s + segment_s) * hops_per_s)
-    # 0.1 s of sound is enough to measure a level.
-    if noise["active"][first:stop].sum() >= 0.1 * hops_per_s:
-        return start_s
-    # Around a frame with sound.
-    found = np.flatnonzero(noise["active"])
-    chosen_s = found[generator.integers(len(found))] / hops_per_s
-    first_s, last_s = noise["span_s"][0], noise["span_s"][1] - segment_s
-    return round(min(max(chosen_s - segment_s / 2, first_s), last_s), 4)

@@ -204,7 +204,8 @@ def test_a_cell_that_fails(tmp_path):
         ({"methods": ["retrained"]}, "takes the widths of 'noise'"),
         ({"budgets": [0.0]}, r"budgets must be in \(0, 1\], got 0.0"),
         ({"n_seeds": 0}, "at least one seed is needed, got 0"),
-        ({"hparams_files": ["nowhere.yaml"]}, "there is no train.py"),
+        ({"hparams_files": ["nowhere.yaml"]}, "nowhere.yaml is no file"),
+        ({"hparams_files": ["alone.yaml"]}, "no train.py beside .*alone.yaml"),
     ],
 )
 def test_what_is_asked_for_is_checked(tmp_path, options, message):
@@ -215,8 +216,9 @@ def test_what_is_asked_for_is_checked(tmp_path, options, message):
         "methods": ["noise"],
         **options,
     }
+    (tmp_path / "alone.yaml").write_text("seed: 1\n")
     asked["hparams_files"] = [tmp_path / f for f in asked["hparams_files"]]
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         Sweep(folder=tmp_path / "sweep", **asked)
     assert not (tmp_path / "sweep").exists()
 

@@ -392,7 +392,8 @@ def campaign(n_kills, n_pairs, n_damages):
             row = killed(case, *place, *whole[case])
         done[case] += 1
         results.append(row)
-        write_atomically(RESULTS, json.dumps(results, indent=0) + "\n")
+        lines = ",\n".join(map(json.dumps, results))
+        write_atomically(RESULTS, f"[\n{lines}\n]\n")
         print(len(results), row, flush=True)
 
 

@@ -114,8 +114,9 @@ def set_aside_broken(checkpointer):
     names = [f"{name}.ckpt" for name in checkpointer.recoverables]
     for folder in Path(checkpointer.checkpoints_dir).glob("CKPT+*"):
         try:
-            hashes = json.loads((folder / "checksums.ckpt").read_text("utf-8"))
-        except (FileNotFoundError, ValueError):
+            text = (folder / "checksums.ckpt").read_text("utf-8")
+            hashes = {**json.loads(text)}
+        except (FileNotFoundError, TypeError, ValueError):  # another file
             hashes = {"checksums.ckpt": None}
         broken = [
             name

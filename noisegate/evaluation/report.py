@@ -15,6 +15,7 @@ import os
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from PIL import Image
 from tqdm import tqdm
 
 from noisegate.evaluation.estimates import SweepResults
@@ -119,7 +120,11 @@ def _to_png(figures):
         axis.legend(ncols=4, fontsize="small", **below)
     file = io.BytesIO()
     picture.savefig(file, format="png", dpi=85)
-    return file.getvalue()
+    # Of few colours: a third of the bytes
+    small = io.BytesIO()
+    image = Image.open(file).convert("RGB").quantize(128)
+    image.save(small, format="png", optimize=True)
+    return small.getvalue()
 
 
 def write_report(

@@ -390,6 +390,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
         ("brain.ckpt", lambda whole: whole.replace(b": ", b": 1")),
         ("CKPT.yaml", lambda whole: b""),
         ("checksums.ckpt", lambda whole: whole[:-9]),
+        ("checksums.ckpt", lambda whole: b"1"),
     ],
     ids=lambda damage: damage[0],
 )

@@ -35,15 +35,11 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from kills import CASES, RATE, ROOT, SMALL, make_data
+from kills import CASES, RATE, ROOT, SMALL, make_data, write_rows
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 
-from noisegate.evaluation.files import (
-    fill_blocks,
-    markdown_table,
-    write_atomically,
-)
+from noisegate.evaluation.files import fill_blocks, markdown_table
 
 RESULTS = Path(__file__).parent / "results" / "bad_inputs.json"
 TRAIN = {
@@ -310,9 +306,9 @@ def campaign(n_inputs):
     (folder / "short").write_bytes((folder / "sound").read_bytes()[:20])
     draw, groups = random.Random(1), {}
     for one in inputs(data):
-        groups.setdefault(one[:2] if one[0] != "commands" else 0, {})
-        groups[one[:2] if one[0] != "commands" else 0][one] = None
-    orders = [draw.sample(list(group), len(group)) for group in groups.values()]
+        group = "" if one[0] == "commands" else one[1]
+        groups.setdefault((one[0], group), []).append(one)
+    orders = [draw.sample(group, len(group)) for group in groups.values()]
     orders = [one for turn in zip_longest(*orders) for one in turn if one]
     print(len(orders), "inputs", flush=True)
     for one in [*map(tuple, faults), *orders]:
@@ -326,8 +322,7 @@ def campaign(n_inputs):
         print(len(results), row, said[:300], flush=True)
         if outcome not in GOOD:
             row["said"] = said[:300]
-        lines = ",\n".join(map(json.dumps, results))
-        write_atomically(RESULTS, f"[\n{lines}\n]\n")
+        write_rows(RESULTS, results)
 
 
 def table():

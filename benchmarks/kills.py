@@ -270,19 +270,20 @@ def killed(case, data, folder, number, seconds, expected):
         process.wait()
     if draw.random() < 1 / 3 and (damage := damaged(out, draw)):
         places.append(damage)
+    row = {"case": case, "number": number, "kills": places}
+    return {**row, **compared(case, data, out, expected)}
+
+
+def compared(case, data, out, expected):
+    """Runs a case to its end and compares what it has left with what it
+    should have; a folder in which all is the same is deleted."""
     ended = finish(case, data, out)
     found = left_by(out) if out.exists() else {}
     names = {**expected, **found}
     differ = [n for n in names if expected.get(n) != found.get(n)]
     if ended is not None and not differ:
         shutil.rmtree(out)
-    return {
-        "case": case,
-        "number": number,
-        "kills": places,
-        "ended": ended is not None,
-        "differ": differ,
-    }
+    return {"ended": ended is not None, "differ": differ}
 
 
 def damaged(out, draw):
@@ -342,18 +343,14 @@ def gone_on(case, data, folder, number, whole, expected):
     out, draw = folder / f"damaged{number}", random.Random(f"damaged/{number}")
     shutil.copytree(whole, out)
     damages = [damaged(out, draw) for _ in range(draw.choice((1, 1, 2)))]
-    ended = finish(case, data, out)
-    found = left_by(out)
-    differ = [n for n in expected if expected[n] != found.get(n)]
-    if ended is not None and not differ:
-        shutil.rmtree(out)
-    return {
-        "case": DAMAGED,
-        "number": number,
-        "kills": damages,
-        "ended": ended is not None,
-        "differ": differ,
-    }
+    row = {"case": DAMAGED, "number": number, "kills": damages}
+    return {**row, **compared(case, data, out, expected)}
+
+
+def write_rows(path, rows):
+    """Writes a list as JSON, an item a line."""
+    lines = ",\n".join(map(json.dumps, rows))
+    write_atomically(path, f"[\n{lines}\n]\n")
 
 
 def campaign(n_kills, n_pairs, n_damages):
@@ -392,8 +389,7 @@ def campaign(n_kills, n_pairs, n_damages):
             row = killed(case, *place, *whole[case])
         done[case] += 1
         results.append(row)
-        lines = ",\n".join(map(json.dumps, results))
-        write_atomically(RESULTS, f"[\n{lines}\n]\n")
+        write_rows(RESULTS, results)
         print(len(results), row, flush=True)
 
 

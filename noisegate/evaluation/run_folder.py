@@ -34,7 +34,8 @@ _COUNTS = re.compile(
 # Of those, and others, keys for which zero makes nothing
 _SIZES = re.compile(
     r"((batch|hidden)_sizes?|channels|neurons|units|sample_rate|segment_s|stride"
-    r"|n_fft|n_mels|n_frames|n_train|n_valid|n_test|n_classes|n_features|d_model|d_ffn|nhead|number_of_epochs)$"
+    r"|n_(fft|mels|frames|train|valid|test|classes|features)"
+    r"|d_model|d_ffn|nhead|number_of_epochs)$"
 )
 _WAYS_OUT = "Choose another output_folder, or --overwrite=True, which moves "
 _WAYS_OUT += "the old folder aside"

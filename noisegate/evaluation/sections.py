@@ -479,9 +479,7 @@ def conclusion(data):
         for method, d in told.items()
     ]
     text = "; ".join(parts) or "There is no run of noise gates"
-    return ". Against them, ".join(
-        [text, "; ".join(lines)] if lines else [text]
-    )
+    return f"{text}. Against them, {'; '.join(lines)}" if lines else text
 
 
 SECTIONS = {

@@ -147,8 +147,9 @@ class Sweep(SweepFolder):
             for method in ("dense", *methods):
                 derived = derive(text, method)
                 self.hparams[model, method] = derived
+                plan = YAML().load(derived)
                 for values in (given, *variants.values()):
-                    check_overrides(YAML().load(derived), values)
+                    check_overrides(plan, values)
             first = int(YAML().load(text)["seed"])
             for seed, (name, asked) in itertools.product(
                 range(first, first + n_seeds), (own or {model: budgets}).items()

@@ -6,10 +6,7 @@ Authors
 
 import numpy as np
 from scipy.signal import butter, sosfilt
-from speechbrain.utils.logger import get_logger
 from vad_data import FRAME_MS
-
-logger = get_logger(__name__)
 
 
 def merge_segments(segments, gap_s=0.0):

@@ -18,6 +18,11 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "recipes" / "ASVspoof"))
 
 import asvspoof_prepare  # noqa: E402
 import mini_la  # noqa: E402
+import mini_la_attacks  # noqa: E402
+import mini_la_chain  # noqa: E402
+import mini_la_check  # noqa: E402
+import mini_la_speech  # noqa: E402
+import vad_data  # noqa: E402
 
 RATE = 16000
 PROTOCOLS = {
@@ -64,9 +69,9 @@ def speech():
 
 
 def make_material(speech, phrases):
-    return mini_la.Material(
+    return mini_la_attacks.Material(
         clip=speech[0],
-        analysis=mini_la.world_analysis(speech[0]),
+        analysis=mini_la_attacks.world_analysis(speech[0]),
         rest=[speech[1]],
         foreign=lambda generator: speech[2],
         f0_hz=140.0,
@@ -105,7 +110,7 @@ def test_protocol_lines_are_those_of_2019(corpus):
 
 
 def test_preparation_takes_the_tree_as_it_is(tmp_path, corpus):
-    paths = [str(tmp_path / f"{split}.json") for split in mini_la.SPLITS]
+    paths = [str(tmp_path / f"{split}.json") for split in mini_la_check.SPLITS]
     asvspoof_prepare.prepare_asvspoof(str(corpus), str(tmp_path), *paths)
     for path, name in zip(paths, PROTOCOLS):
         manifest = json.loads(Path(path).read_text("utf-8"))
@@ -125,15 +130,17 @@ def test_speakers_and_attacks_of_the_sets(corpus):
         assert speakers[name] == {f[0] for f in fields if f[3] == "-"}
         assert len(speakers[name]) == 2
     assert len(set.union(*speakers.values())) == 6
-    assert attacks["train"] == attacks["dev"] == set(mini_la.KNOWN_ATTACKS)
+    assert (
+        attacks["train"] == attacks["dev"] == set(mini_la_attacks.KNOWN_ATTACKS)
+    )
     assert not attacks["eval"] & attacks["train"]
-    expected = set(mini_la.ATTACKS) - attacks["train"]
+    expected = set(mini_la_attacks.ATTACKS) - attacks["train"]
     if not mini_la.has_text_to_speech():
-        expected -= set(mini_la.TTS_ATTACKS)
+        expected -= set(mini_la_attacks.TTS_ATTACKS)
     assert attacks["eval"] == expected
     # Two of them are known ones, as in 2019.
-    assert mini_la.ATTACKS["A16"] is mini_la.ATTACKS["A04"]
-    assert mini_la.ATTACKS["A19"] is mini_la.ATTACKS["A06"]
+    assert mini_la_attacks.ATTACKS["A16"] is mini_la_attacks.ATTACKS["A04"]
+    assert mini_la_attacks.ATTACKS["A19"] is mini_la_attacks.ATTACKS["A06"]
 
 
 def test_files_are_alike(corpus):
@@ -148,12 +155,12 @@ def test_files_are_alike(corpus):
             assert mini_la.MIN_FILE_S <= info.duration <= mini_la.MAX_FILE_S
             durations[line.split()[3]].append(info.frames)
             signal, _ = sf.read(path)
-            level = mini_la.active_rms(signal, RATE)
+            level = vad_data.active_rms(signal, RATE)
             assert 20 * np.log10(level) == pytest.approx(
-                mini_la.LEVEL_DB, abs=0.05
+                mini_la_chain.LEVEL_DB, abs=0.05
             )
             crest_db = 20 * np.log10(np.abs(signal).max() / level)
-            assert crest_db < mini_la.CREST_DB + 2.0
+            assert crest_db < mini_la_chain.CREST_DB + 2.0
             assert abs(signal.mean()) < 1e-3
         # The same lengths for bona fide speech and for each attack.
         assert len({tuple(sorted(d)) for d in durations.values()}) == 1
@@ -205,7 +212,7 @@ def test_plan_depends_on_the_seed():
         "seed": 1,
         "n_speakers": None,
         "utterances_per_speaker": 2,
-        "attacks": list(mini_la.ATTACKS),
+        "attacks": list(mini_la_attacks.ATTACKS),
     }
     plan = mini_la._plan(utterances, arguments)
     assert plan == mini_la._plan(utterances, arguments)
@@ -294,11 +301,16 @@ def test_speakers_of_a_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", [a for a in mini_la.ATTACKS if a not in mini_la.TTS_ATTACKS]
+    "name",
+    [
+        a
+        for a in mini_la_attacks.ATTACKS
+        if a not in mini_la_attacks.TTS_ATTACKS
+    ],
 )
 def test_attack_gives_speech(speech, name):
     material = make_material(speech, {})
-    signal = mini_la.ATTACKS[name](material, np.random.default_rng(0))
+    signal = mini_la_attacks.ATTACKS[name](material, np.random.default_rng(0))
     assert signal.ndim == 1
     assert np.isfinite(signal).all()
     conversion = name in ("A05", "A14", "A17")
@@ -307,35 +319,37 @@ def test_attack_gives_speech(speech, name):
     # Not the waveform of the source, but about its envelope in time.
     n = min(len(signal), len(source))
     assert abs(np.corrcoef(signal[:n], source[:n])[0, 1]) < 0.95
-    assert mini_la.active_frames(signal, RATE).mean() > 0.5
-    again = mini_la.ATTACKS[name](material, np.random.default_rng(0))
+    assert vad_data.active_frames(signal, RATE).mean() > 0.5
+    again = mini_la_attacks.ATTACKS[name](material, np.random.default_rng(0))
     assert np.array_equal(signal, again)
 
 
 def test_world_copy_keeps_the_spectrum(speech):
     material = make_material(speech, {})
-    copied = mini_la.ATTACKS["A02"](material, None)
-    distance_db = mini_la.band_levels_db(copied) - mini_la.band_levels_db(
-        speech[0]
-    )
+    copied = mini_la_attacks.ATTACKS["A02"](material, None)
+    distance_db = mini_la_chain.band_levels_db(
+        copied
+    ) - mini_la_chain.band_levels_db(speech[0])
     assert np.abs(distance_db).mean() < 2.0
 
 
 @pytest.mark.parametrize("name", ["A05", "A14"])
 def test_conversion_reaches_the_pitch(speech, name):
-    source_f0_hz = mini_la.median_f0_hz(mini_la.world_f0(speech[2])[0])
+    source_f0_hz = mini_la_attacks.median_f0_hz(
+        mini_la_attacks.world_f0(speech[2])[0]
+    )
     material = make_material(speech, {})
     material.f0_hz = 1.25 * source_f0_hz
-    signal = mini_la.ATTACKS[name](material, np.random.default_rng(0))
-    f0_hz = mini_la.median_f0_hz(mini_la.world_f0(signal)[0])
+    signal = mini_la_attacks.ATTACKS[name](material, np.random.default_rng(0))
+    f0_hz = mini_la_attacks.median_f0_hz(mini_la_attacks.world_f0(signal)[0])
     assert f0_hz / source_f0_hz == pytest.approx(1.25, abs=0.05)
 
 
 def test_filtering_without_a_shift_changes_nothing(speech, monkeypatch):
-    monkeypatch.setattr(mini_la, "_formant_scale", lambda ratio: 1.0)
-    monkeypatch.setattr(mini_la, "MAX_POLE", 1.0)
+    monkeypatch.setattr(mini_la_attacks, "_formant_scale", lambda ratio: 1.0)
+    monkeypatch.setattr(mini_la_attacks, "MAX_POLE", 1.0)
     material = make_material(speech, {})
-    signal = mini_la.ATTACKS["A17"](material, None)[: len(speech[2])]
+    signal = mini_la_attacks.ATTACKS["A17"](material, None)[: len(speech[2])]
     assert np.abs(signal - speech[2]).max() < 1e-9
 
 
@@ -344,21 +358,26 @@ def test_filtering_without_a_shift_changes_nothing(speech, monkeypatch):
 )
 @pytest.mark.parametrize("f0_hz", [110.0, 210.0])
 def test_text_to_speech(speech, tmp_path, f0_hz):
-    mini_la.speak(tmp_path / "phrases.npz")
+    mini_la_speech.speak(tmp_path / "phrases.npz")
     phrases = defaultdict(list)
     with np.load(tmp_path / "phrases.npz") as stored:
         for key in stored.files:
             phrases[key.split("/")[0]].append(stored[key])
-    assert set(phrases) == {*mini_la.MALE_VOICES, *mini_la.FEMALE_VOICES}
+    assert set(phrases) == {
+        *mini_la_speech.MALE_VOICES,
+        *mini_la_speech.FEMALE_VOICES,
+    }
     material = make_material(speech, phrases)
     material.f0_hz = f0_hz
     plain, converted = (
-        mini_la.ATTACKS[name](material, np.random.default_rng(0))
-        for name in mini_la.TTS_ATTACKS
+        mini_la_attacks.ATTACKS[name](material, np.random.default_rng(0))
+        for name in mini_la_attacks.TTS_ATTACKS
     )
     assert len(plain) >= material.n_samples
     assert len(converted) >= material.n_samples
-    found_hz = mini_la.median_f0_hz(mini_la.world_f0(converted)[0])
+    found_hz = mini_la_attacks.median_f0_hz(
+        mini_la_attacks.world_f0(converted)[0]
+    )
     assert found_hz == pytest.approx(f0_hz, rel=0.06)
 
 
@@ -368,32 +387,34 @@ def test_text_to_speech(speech, tmp_path, f0_hz):
 def test_speech_only():
     tone = np.sin(2 * np.pi * 200 * np.arange(RATE) / RATE)
     silence = np.zeros(RATE)
-    signal = mini_la.speech_only(
+    signal = mini_la_chain.speech_only(
         np.concatenate([silence, tone, silence, tone, silence])
     )
     # Two tones, 0.05 s at each end, 0.1 s between; labels are 10 ms wide.
     assert len(signal) / RATE == pytest.approx(2.2, abs=0.05)
-    assert len(mini_la.speech_only(np.zeros(RATE))) == 0
+    assert len(mini_la_chain.speech_only(np.zeros(RATE))) == 0
 
 
 def test_crossfade_joins_without_a_jump():
     ramp = np.linspace(0, 1, 100)
-    joined = mini_la.crossfade([ramp, ramp + 1, ramp + 2], 10)
+    joined = mini_la_chain.crossfade([ramp, ramp + 1, ramp + 2], 10)
     assert len(joined) == 280
     assert np.abs(np.diff(joined)).max() < 0.15
-    short = mini_la.crossfade([np.ones(10)] * 5, 8)
+    short = mini_la_chain.crossfade([np.ones(10)] * 5, 8)
     assert np.allclose(short, 1.0)
 
 
 def test_finish_removes_level_offset_and_colour(speech):
     """Files that differ in what must not tell the class come out alike."""
-    target = mini_la.band_levels_db(speech[1])
+    target = mini_la_chain.band_levels_db(speech[1])
     dull = 0.1 + 0.01 * lfilter([0.3], [1, -0.7], speech[0])
     outputs = [
-        mini_la.finish(signal, target, 2 * RATE, np.random.default_rng(0))
+        mini_la_chain.finish(signal, target, 2 * RATE, np.random.default_rng(0))
         for signal in (speech[0], dull)
     ]
-    features = [mini_la.trivial_features(np.round(x * 2**15)) for x in outputs]
+    features = [
+        mini_la_check.trivial_features(np.round(x * 2**15)) for x in outputs
+    ]
     for name, tolerance in (
         ("duration_s", 0.0),
         ("active_level_db", 0.1),
@@ -412,10 +433,10 @@ def test_finish_removes_level_offset_and_colour(speech):
 
 def test_check_finds_a_planted_shortcut(tmp_path, corpus):
     pytest.importorskip("sklearn")
-    report = mini_la.check_shortcuts(corpus)
+    report = mini_la_check.check_shortcuts(corpus)
     assert set(report) == {"dev", "eval"}
     assert report["eval"]["features"]["duration_s"] == 0.5
-    assert set(report["dev"]["attacks"]) == set(mini_la.KNOWN_ATTACKS)
+    assert set(report["dev"]["attacks"]) == set(mini_la_attacks.KNOWN_ATTACKS)
 
     planted = tmp_path / "planted"
     shutil.copytree(corpus, planted)
@@ -425,8 +446,15 @@ def test_check_finds_a_planted_shortcut(tmp_path, corpus):
             if line.endswith("spoof"):
                 signal, _ = sf.read(path)
                 sf.write(path, np.pad(0.7 * signal, (0, 1600)), RATE)
-    report = mini_la.check_shortcuts(planted)
+    report = mini_la_check.check_shortcuts(planted)
     for name in ("dev", "eval"):
         assert report[name]["features"]["active_level_db"] == 1.0
         assert report[name]["auc"] > 0.95
         assert report[name]["eer"] < 20
+
+
+def test_command_says_what_is_wrong_in_a_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        mini_la.main([str(tmp_path / "new"), "--speech_folder=/nowhere"])
+    assert stopped.value.code == 2
+    assert "/nowhere" in capsys.readouterr().err

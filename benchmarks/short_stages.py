@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader, TensorDataset
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(1, str(Path(sys.path[0], "recipes", "Keywords")))
 
-from models import TCResNet8
+from tc_resnet8 import TCResNet8
 
 from noisegate import ComplexityLoss, GatedBrain, Gates, NoiseGate
 from noisegate.evaluation.files import (

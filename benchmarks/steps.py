@@ -51,7 +51,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 sys.path.append(str(ROOT / "recipes" / "ASVspoof"))
 
-from models import ResNet34  # noqa: E402
+from resnet34 import ResNet34  # noqa: E402
 
 WARM_UP = 3
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}

@@ -13,7 +13,8 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from models import AASIST, ResNet34
+from aasist import AASIST
+from resnet34 import ResNet34
 from speechbrain.lobes.features import Leaf
 from speechbrain.lobes.models import (
     L2I,

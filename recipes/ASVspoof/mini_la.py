@@ -50,7 +50,7 @@ from pathlib import Path
 import numpy as np
 import soundfile as sf
 import torch
-from asvspoof_prepare import SETS
+from asvspoof_protocols import SETS
 from mini_la_attacks import (
     ATTACKS,
     KNOWN_ATTACKS,

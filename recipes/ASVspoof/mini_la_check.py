@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile as sf
-from asvspoof_prepare import SETS, read_protocol
+from asvspoof_protocols import SETS, read_protocol
 from mini_la_chain import HOP, SAMPLE_RATE
 from scipy.signal import welch
 

@@ -21,7 +21,8 @@ import time
 
 import speechbrain as sb
 import torch
-from asvspoof_prepare import find_asv_scores, prepare_asvspoof, read_asv_scores
+from asvspoof_prepare import prepare_asvspoof
+from asvspoof_protocols import find_asv_scores, read_asv_scores
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import ReproducibleWeightedRandomSampler

@@ -6,7 +6,9 @@ import sys
 
 import pytest
 import torch
-from models import AASIST, LFCC, ResNet34, masked_statistics
+from aasist import AASIST
+from lfcc import LFCC
+from resnet34 import ResNet34, masked_statistics
 from speechbrain.lobes.features import Fbank
 
 from noisegate.compact import save_compact
@@ -216,9 +218,9 @@ def test_a_folder_of_an_own_network_loads_without_noisegate(tmp_path):
     torch.manual_seed(0)
     model = ResNet34(channels=[4, 6, 8, 8]).eval()
     folder = tmp_path / "compact"
-    made = {"model": "!new:models.ResNet34\n    channels: [4, 6, 8, 8]"}
+    made = {"model": "!new:resnet34.ResNet34\n    channels: [4, 6, 8, 8]"}
     save_compact(str(folder), {"model": model}, "", made)
-    assert (folder / "models.py").is_file()
+    assert (folder / "resnet34.py").is_file()
     x = torch.randn(2, 50, 24)
     torch.save((x, model(x).detach()), tmp_path / "expected.pt")
     code = """if True:

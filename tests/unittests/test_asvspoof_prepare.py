@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "recipes" / "ASVspoof"))
 
 import asvspoof_prepare  # noqa: E402
+import asvspoof_protocols  # noqa: E402
 
 RATE = 16000
 SPLITS = ("train", "valid", "test")
@@ -154,7 +155,7 @@ def test_official_counts():
     speakers = []
     for name, (n_bona_fide, n_spoofed, n_speakers) in published.items():
         path = OFFICIAL / Path(PROTOCOLS[name]).name
-        trials, others, problems = asvspoof_prepare.read_protocol(path)
+        trials, others, problems = asvspoof_protocols.read_protocol(path)
         assert not problems
         assert not others
         labels = Counter(trial["label"] for trial in trials)
@@ -478,7 +479,7 @@ def test_skip_prep(tmp_path):
 
 
 def test_asv_scores_of_2019(tmp_path, tree):
-    assert asvspoof_prepare.find_asv_scores(tree) == {}
+    assert asvspoof_protocols.find_asv_scores(tree) == {}
     path = tree / (
         "ASVspoof2019_LA_asv_scores/ASVspoof2019.LA.asv.eval.gi.trl.scores.txt"
     )
@@ -489,8 +490,8 @@ def test_asv_scores_of_2019(tmp_path, tree):
         "A11 spoof -1",
     ]
     write_lines(path, lines)
-    assert asvspoof_prepare.find_asv_scores(tree) == {"test": str(path)}
-    scores = asvspoof_prepare.read_asv_scores(path)
+    assert asvspoof_protocols.find_asv_scores(tree) == {"test": str(path)}
+    scores = asvspoof_protocols.read_asv_scores(path)
     assert scores["target"].tolist() == [4.5]
     assert scores["nontarget"].tolist() == [-2.25]
     assert scores["spoof"].tolist() == [1.5, -1.0]
@@ -500,10 +501,10 @@ def test_asv_scores_of_2019(tmp_path, tree):
     assert note["asv_scores"] == {"test": str(path)}
     write_lines(path, [*lines, "A07 spoofed 1.5"])
     with pytest.raises(ValueError, match="txt:5 is 'A07 spoofed 1.5'"):
-        asvspoof_prepare.read_asv_scores(path)
+        asvspoof_protocols.read_asv_scores(path)
     write_lines(path, lines[:2])
     with pytest.raises(ValueError, match="has no spoof trial"):
-        asvspoof_prepare.read_asv_scores(path)
+        asvspoof_protocols.read_asv_scores(path)
 
 
 def test_asv_scores_of_2021(tmp_path):
@@ -526,13 +527,13 @@ def test_asv_scores_of_2021(tmp_path):
         folder / "ASVTorch_Kaldi" / "score.txt",
         [f"LA_0007-{tail} LA_E_{i} {s}" for i, (*_, s) in enumerate(trials)],
     )
-    assert asvspoof_prepare.find_asv_scores(tmp_path) == {
+    assert asvspoof_protocols.find_asv_scores(tmp_path) == {
         "test_2021": str(path)
     }
-    scores = asvspoof_prepare.read_asv_scores(path)
+    scores = asvspoof_protocols.read_asv_scores(path)
     assert scores["spoof"].tolist() == [1.0]
-    every = asvspoof_prepare.read_asv_scores(path, phase="all")
+    every = asvspoof_protocols.read_asv_scores(path, phase="all")
     assert every["attack"] == ["A07", "A08"]
     write_lines(path, ["LA_0007 LA_E_0 1.0"])
     with pytest.raises(ValueError, match="1 lines, .* has 4"):
-        asvspoof_prepare.read_asv_scores(path)
+        asvspoof_protocols.read_asv_scores(path)

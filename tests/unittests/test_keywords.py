@@ -1,7 +1,6 @@
 """Data, network and scores of the keyword recipe."""
 
 import csv
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -18,20 +17,12 @@ from noisegate.evaluation.trials import read_trials
 from noisegate.gates import Gates
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "Keywords"
+sys.path.insert(0, str(RECIPE))
+
+import keywords_prepare as prepare  # noqa: E402
+import tc_resnet8  # noqa: E402
+
 OTHERS = [f"word{i:02}" for i in range(25)]
-
-
-def load(name):
-    """Loads a module of the recipe, whose name others have, too."""
-    path = RECIPE / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"keywords_{name}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-prepare, models = load("keywords_prepare"), load("models")
 
 
 @pytest.fixture
@@ -184,7 +175,7 @@ def test_a_speaker_in_two_splits_is_an_error(tmp_path):
 
 
 def test_all_widths_of_the_network_can_be_learned():
-    model = models.TCResNet8(n_mels=40, n_classes=12)
+    model = tc_resnet8.TCResNet8(n_mels=40, n_classes=12)
     gates = Gates(model, input_shape=[1, 101, 40])
     assert len(gates) == 7
     assert sum(gates.integer_widths().values()) == 16 + 2 * (24 + 32 + 48)
@@ -194,9 +185,9 @@ def test_jitter_moves_and_disturbs():
     """By whole frames, the same for all of a batch."""
     torch.manual_seed(0)
     x = torch.arange(20.0).view(1, 20, 1).repeat(2, 1, 1)
-    y = models.FeatureJitter(noise=0.0, shift=3)(x)
+    y = tc_resnet8.FeatureJitter(noise=0.0, shift=3)(x)
     assert any(torch.equal(y, x.roll(k, 1)) for k in range(-3, 4))
-    y = models.FeatureJitter(noise=0.5, shift=0)(torch.zeros(9, 99, 4))
+    y = tc_resnet8.FeatureJitter(noise=0.5, shift=0)(torch.zeros(9, 99, 4))
     assert float(y.std()) == pytest.approx(0.5, rel=0.05)
 
 

@@ -35,7 +35,7 @@ def test_folders_of_cut_models_are_no_strangers():
         "!apply:os.system [touch x]",
         "!new:subprocess.Popen [ls]",
         "!name:os.system",
-        "!new:models.TCResNet8",
+        "!new:tc_resnet8.TCResNet8",
         "!apply:torch.hub.load [x, y]",
         "!apply:torch.load [x]",
         # A function of a module that is known, called by a container

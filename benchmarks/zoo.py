@@ -20,15 +20,10 @@ import io
 import json
 import logging
 import math
-import multiprocessing
-import os
 import re
-import resource
-import signal
 import statistics
 import sys
 import time
-import traceback
 import warnings
 from pathlib import Path
 
@@ -39,6 +34,7 @@ sys.path.insert(1, str(Path(sys.path[0], "recipes", "ASVspoof")))
 
 from benchmarks import zoo_export, zoo_rival
 from benchmarks.zoo_models import ZOO, build
+from benchmarks.zoo_processes import limited
 from noisegate.compact import compact
 from noisegate.cost import count_macs
 from noisegate.evaluation.files import (
@@ -65,60 +61,6 @@ NOTES = {
     "RawNet2": "its band-pass filters are fixed, and most of the cost",
     "L2I Theta": "one layer between input and output",
 }
-
-
-# ---------------------------------------------------------------------------
-# Processes
-
-
-def _send(pipe, seconds, function, args):
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
-    silent = os.open(os.devnull, os.O_WRONLY)  # torch prints whole graphs
-    os.dup2(silent, 1)
-    os.dup2(silent, 2)
-    try:
-        answer = function(*args)
-    except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(place.filename).name}:{place.lineno}"
-        text = " ".join(str(error).split())
-        answer = {"failed": f"{type(error).__name__}: {text} ({where})"}
-    pipe.send(answer)
-
-
-def limited(seconds, function, *args):
-    """What a function returns in a process of its own.
-
-    Arguments
-    ---------
-    seconds : int
-        Limit of processor time.
-    function : callable
-        Returns a dict.
-    *args : tuple
-        Its arguments.
-
-    Returns
-    -------
-    dict
-        Or ``{"failed": reason}``.
-    """
-    context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(
-        target=_send, args=(theirs, seconds, function, args)
-    )
-    process.start()
-    theirs.close()
-    try:
-        return ours.recv()
-    except EOFError:
-        process.join()
-        if -process.exitcode in (signal.SIGXCPU, signal.SIGKILL):
-            return {"failed": f"no result in {seconds} s"}
-        return {"failed": f"the process ended with {process.exitcode}"}
-    finally:
-        process.join()
 
 
 # ---------------------------------------------------------------------------

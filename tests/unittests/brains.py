@@ -1,6 +1,7 @@
 """A Brain as recipes build it, at toy size, for the tests of training."""
 
 import functools
+import json
 
 import speechbrain as sb
 import torch
@@ -148,3 +149,45 @@ def fit(trainer, batch_size=BATCH, shuffle=True):
         valid_loader_kwargs={"batch_size": 4},
     )
     return trainer
+
+
+def state(trainer):
+    """All that a run has learned, as flat pairs."""
+    optimizers = {
+        key: opt.state_dict()["state"]
+        for key, opt in trainer.optimizers_dict.items()
+    }
+    flat = {
+        f"{key} {n} {name}": value
+        for key, of_parameters in optimizers.items()
+        for n, values in of_parameters.items()
+        for name, value in values.items()
+    }
+    model = trainer.gates.model
+    flat.update({"model " + k: v for k, v in model.state_dict().items()})
+    loss = trainer.complexity_loss.state_dict()
+    flat.update({"loss " + k: v for k, v in loss.items()})
+    return {k: torch.as_tensor(v).clone() for k, v in flat.items()}
+
+
+def assert_same(first, second):
+    """Two states, to the bit."""
+    assert first.keys() == second.keys()
+    different = [k for k in first if not torch.equal(first[k], second[k])]
+    assert not different
+
+
+def history(folder):
+    """Lines of gates.jsonl."""
+    with open(folder / "gates.jsonl") as fin:
+        return [json.loads(line) for line in fin]
+
+
+def evaluate(trainer):
+    """Loss on the test set."""
+    return trainer.evaluate(
+        dataset(8),
+        min_key="loss",
+        progressbar=False,
+        test_loader_kwargs={"batch_size": 4},
+    )

@@ -92,7 +92,11 @@ def detached_copy(model, memo=None):
         for name, value in vars(module).items():
             if torch.is_tensor(value) and value.grad_fn is not None:
                 setattr(module, name, value.detach())
-    return copy.deepcopy(model, memo)
+    twin = copy.deepcopy(model, memo)
+    for parameter in twin.parameters():
+        if parameter.grad_fn is not None:  # torch.jit clones it
+            parameter.detach_().requires_grad_()
+    return twin
 
 
 def fold(model):

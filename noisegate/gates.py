@@ -401,8 +401,8 @@ class Gates(collections.abc.Mapping, contextlib.AbstractContextManager):
         """The table of the groups."""
         return _table(self)
 
-    def _taps(self):
-        """Names of groups and taps."""
+    def taps(self):
+        """Yields names of groups and taps, one for each layer that reads."""
         for name, part in self._parts:
             if isinstance(part.module, Tap):
                 yield name, part.module
@@ -469,14 +469,6 @@ class Gates(collections.abc.Mapping, contextlib.AbstractContextManager):
             gate.asked = gate.reached = False
         return names
 
-    def weight_energies(self):
-        """Returns the sums of the squared weights that read each channel:
-        (channels,) for each gate."""
-        energies = {}
-        for name, tap in self._taps():
-            energies[name] = energies.get(name, 0) + tap.energy()
-        return energies
-
     def reorder(self):
         """Ranks the channels of each group by how much they are used.
 
@@ -486,7 +478,7 @@ class Gates(collections.abc.Mapping, contextlib.AbstractContextManager):
         if not self.reorders:
             return
         useful = {}
-        for name, tap in self._taps():
+        for name, tap in self.taps():
             useful[name] = useful.get(name, 0) + tap.usefulness()
         for name, total in useful.items():
             if name != FEATURES:

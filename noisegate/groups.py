@@ -67,7 +67,7 @@ class Port:
     index: Optional[torch.Tensor] = None
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Group:
     """Channels that share one width.
 
@@ -111,6 +111,16 @@ class Group:
         """Adds a port."""
         self.ports.append(Port(layer, role, index))
 
+    def join(self, other):
+        """Takes the ports of another group, whose channels are these."""
+        self.ports += other.ports
+        self.granularity = math.lcm(self.granularity, other.granularity)
+        self.min_width = max(self.min_width, other.min_width)
+        self.wanted, self.gate = (
+            self.wanted or other.wanted,
+            self.gate or other.gate,
+        )
+
     def find(self, role):
         """Returns the ports of one role."""
         return [port for port in self.ports if port.role == role]
@@ -151,41 +161,50 @@ def find_groups(model, example, front_end=None):
             _declare(group, front_end)
             reason = rule_of(front_end).locked().get("out")
             group.locked_reason = reason or group.locked_reason
-    _lock_shared(model, groups)
+    _join_tied(model, groups)
     return groups
 
 
-def _lock_shared(model, groups):
-    """Locks groups that would cut a parameter of several layers in a different
-    way for each."""
+def _join_tied(model, groups):
+    """Joins groups that cut the same channels of a parameter of several
+    layers; locks those that would cut it in a different way for each."""
     for places in shared_parameters(model):
         cuts = [
             _cuts(path, name, rule_of(layer), groups)
             for path, layer, name in places
         ]
-        if any(cut != cuts[0] for cut in cuts):
+        if any(cut.keys() != cuts[0].keys() for cut in cuts):
             path, _, name = places[0]
-            for _, group in itertools.chain(*cuts):
+            for group in itertools.chain(*(cut.values() for cut in cuts)):
                 group.locked_reason = (
                     f"cuts '{path}.{name}', which other layers share, for "
                     "some of them only"
                 )
+            continue
+        for channels in cuts[0]:
+            tied = {cut[channels] for cut in cuts}
+            first, *others = sorted(tied, key=groups.index)
+            for other in others:
+                first.join(other)
+                first.role = _role(model, first)
+                groups.remove(other)
+            if others:
+                return _join_tied(model, groups)
 
 
 def _cuts(path, name, rule, groups):
-    """How a parameter of a layer is cut: list of ((axis, channels), group)."""
-    found = []
+    """How a parameter of a layer is cut: {(axis, channels, of how many):
+    group}."""
+    found = {}
     for group in groups:
         for port in group.ports if group.locked_reason is None else ():
-            mine = path == port.layer
-            inside = f"{path}.{name}".startswith(port.layer + ".")
-            if not (inside or port.layer == f"{path}.{name}"):
+            if not f"{path}.{name}.".startswith(f"{port.layer}."):
                 continue
             axis = path, port.role  # unlike all others
-            if mine and name == "weight" and port.role in rule.weight_axes:
-                axis = rule.weight_axes[port.role]
+            if path == port.layer and name == "weight":
+                axis = rule.weight_axes.get(port.role, axis)
             index = range(group.size) if port.index is None else port.index
-            found.append(((axis, tuple(map(int, index))), group))
+            found[axis, tuple(map(int, index)), group.size] = group
     return found
 
 

@@ -116,8 +116,10 @@ class MagnitudePruning(ComplexityLoss):
 
     def _prune(self, target):
         gates, cost = self.gates, self.gates.cost
-        magnitudes = {}
-        for name, energy in self.gates.weight_energies().items():
+        energies, magnitudes = {}, {}
+        for name, tap in gates.taps():
+            energies[name] = energies.get(name, 0) + tap.energy()
+        for name, energy in energies.items():
             gate = gates[name]
             is_open = gate.order() < gate.integer_width()
             magnitude = energy.sqrt()

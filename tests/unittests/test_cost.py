@@ -341,17 +341,36 @@ def test_shared_weights_are_counted_and_cut_once():
     torch.testing.assert_close(small(x), net.eval()(x))
 
 
-def test_shared_weights_of_two_streams_stay():
-    """One matrix cannot be cut in two ways."""
-    net = Language(torch.nn.Linear(8, 8))
+def test_streams_that_share_a_matrix_have_one_width():
+    """Whatever is between them."""
+    between = [torch.nn.Linear(8, 7), torch.nn.ReLU(), torch.nn.Linear(7, 8)]
+    net = Language(torch.nn.Sequential(*between))
+    gates = Gates(net, example=[x := torch.randint(0, 30, (1, 9))])
+    assert list(gates) == ["embedding", "between.0"]
+    for gate in gates.values():
+        gate.reorder(torch.rand(gate.size))
+    gates.freeze(widths := {"embedding": 3, "between.0": 4})
+    small, _ = compact(gates)
+    assert small.out.weight is small.embedding.weight
+    assert gates.cost.params(widths) == n_parameters(small)
+    torch.testing.assert_close(small(x), net.eval()(x))
+
+
+def test_a_chain_of_layers_with_one_matrix_has_one_width():
+    net = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(5)))
+    net[2].weight = net[3].weight = net[1].weight
+    gates = Gates(net, example=[x := torch.rand(1, 9, 8)])
+    assert list(gates) == ["0"] and gates.groups[1].role == "residual"
+    gates["0"].reorder(torch.rand(8))
+    gates.freeze({"0": 3})
+    small, _ = compact(gates)
+    assert small[1].weight is small[2].weight is small[3].weight
+    torch.testing.assert_close(small(x), net.eval()(x))
+
+
+def test_a_matrix_that_layers_would_cut_in_two_ways_stays():
+    """One of them reads the input of the model."""
+    net = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(3)))
+    net[1].weight = net[0].weight
     with pytest.raises(ValueError, match="which other layers share"):
-        Gates(net, example=[torch.randint(0, 30, (1, 9))])
-    net.between = torch.nn.Sequential(
-        torch.nn.Linear(8, 7), torch.nn.Linear(7, 8)
-    )
-    gates = Gates(net, example=[torch.randint(0, 30, (1, 9))])
-    assert list(gates) == ["between.0"]
-    gates.freeze({"between.0": 4})
-    assert gates.cost.params({"between.0": 4}) == n_parameters(
-        compact(gates)[0]
-    )
+        Gates(net, example=[torch.rand(1, 9, 8)])

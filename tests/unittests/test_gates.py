@@ -200,7 +200,7 @@ model: !new:speechbrain.nnet.containers.Sequential
 def test_building_leaves_the_gates_untouched():
     """The zero batches of the construction reach no statistics."""
     gates = load_hyperpyyaml(io.StringIO(YAML))["gates"]
-    for _, tap in gates._taps():
+    for _, tap in gates.taps():
         assert tap.n_passes == 0
         assert (tap.variance == 1).all()
     for name, gate in gates.items():
@@ -226,12 +226,12 @@ def test_each_tap_acts_once_per_pass(name, gate):
     for width_of in gates.values():
         width_of.set_width((width_of.size + width_of.min_width) / 2 + 0.3)
     calls = []
-    for _, tap in gates._taps():
+    for _, tap in gates.taps():
         forward = tap.forward
         tap.forward = lambda x, f=forward, t=tap: calls.append(t) or f(x)
     gates.model.train()
     output = gates.model(torch.randn(4, 21, 80))
-    taps = list(gates._taps())
+    taps = list(gates.taps())
     assert len(calls) == len(taps) == len(set(map(id, calls)))
     for _, tap in taps:
         assert tap.n_passes == 1
@@ -349,7 +349,7 @@ def test_statistics_follow_the_data():
         out=Linear(n_neurons=1, input_size=4),
     )
     gates = Gates(net, input_shape=[1, 9, 6], layers=["conv"])
-    group, tap = next(gates._taps())
+    group, tap = next(gates.taps())
     assert group == "conv"
     net.train()
     for _ in range(60):

@@ -162,7 +162,7 @@ def test_cutting_leaves_the_gates_on():
     assert before[1] == after[1] and list(before[0]) == list(after[0])
     for key, value in before[0].items():
         assert torch.equal(value, after[0][key])
-    taps = [tap for _, tap in gates._taps()]
+    taps = [tap for _, tap in gates.taps()]
     assert all(int(tap.n_passes) == 1 for tap in taps)
 
 

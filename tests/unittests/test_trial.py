@@ -349,3 +349,18 @@ def test_a_single_layer_has_nothing_to_gate():
     """It says that."""
     with pytest.raises(ValueError, match="LSTM is a single layer"):
         noisegate.Gates(nn.LSTM(4, 6), input_shape=[1, 9, 4])
+
+
+def test_a_scripted_block_stays_and_the_rest_is_cut():
+    """torch.jit copies its parameters in a way of its own."""
+    block = torch.nn.Sequential(torch.nn.Linear(8, 12), torch.nn.Linear(12, 8))
+    net = torch.nn.Sequential(
+        torch.nn.Linear(6, 8), torch.jit.script(block), torch.nn.Linear(8, 9)
+    )
+    net.append(torch.nn.Linear(9, 2))
+    gates = noisegate.Gates(net, example=[x := torch.rand(1, 5, 6)])
+    assert list(gates) == ["2"] and "1.0" in gates.unknown
+    gates.freeze({"2": 4})
+    small, _ = noisegate.compact(gates)
+    assert all(p.is_leaf for p in small.parameters())
+    torch.testing.assert_close(small(x), net.eval()(x))

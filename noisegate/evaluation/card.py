@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from noisegate.evaluation.files import markdown_table, write_atomically
+from noisegate.evaluation.latency import measure_run
 from noisegate.evaluation.run_folder import result_of
 
 # Form of a card on the Hugging Face hub; the licence is for the user to add,
@@ -45,6 +46,7 @@ def write_card(folder):
         ["of the model that was cut", f"{share:.3f}"],
         ["activations per second", f"{result['activations_per_second']:,.0f}"],
         ["size on disk, kB", f"{size_kb:.0f}"],
+        *_measured(folder),
     ]
     intervals = result.get("test_intervals_95") or {}
     figures = [
@@ -88,6 +90,22 @@ def write_card(folder):
         "these are, their licence, and what it was not tried on.\n",
     ]
     write_atomically(path, "\n".join(parts))
+
+
+def _measured(folder):
+    """Rows of what the model takes where the run ended."""
+    try:
+        found = measure_run(folder)
+    except ValueError:  # reads more than one tensor
+        return []
+    length, cpu = f"{found['segment_s']:g} s", found["cpu"]
+    return [
+        [f"activations at once, kB, {length}", f"{found['peak_kb']:.0f}"],
+        [
+            f"ms per second of audio, a thread of {cpu}",
+            _number(found["ms_per_s"]),
+        ],
+    ]
 
 
 def _number(value):

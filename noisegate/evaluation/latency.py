@@ -12,6 +12,7 @@ import contextlib
 import copy
 import importlib.metadata
 import io
+import itertools
 import json
 import platform
 import statistics
@@ -206,6 +207,53 @@ def time_in_turn(runs, rounds):
     finally:
         torch.set_num_threads(before)
     return {k: statistics.median(v[_WARM_UP:]) for k, v in seconds.items()}
+
+
+def _peak_bytes(run):
+    """The most bytes that are allocated at once within a call."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    profiler = torch.profiler.profile(
+        activities=activities, profile_memory=True
+    )
+    with torch.inference_mode(), profiler as profile:
+        run()
+    events = profile.profiler.kineto_results.events()
+    events = [event for event in events if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(itertools.accumulate(event.nbytes() for event in events))
+
+
+def measure_run(folder, rounds=5):
+    """Measures the cut model of a run by itself: without front-end and
+    normalization, one segment, on one thread.
+
+    Arguments
+    ---------
+    folder : pathlib.Path
+        Of the run; has ``compact``.
+    rounds : int
+        Times that it is run, of which the median counts.
+
+    Returns
+    -------
+    dict
+        "ms_per_s" (milliseconds per second of audio), "peak_kb" (the most
+        memory that its features take at once, without weights), "segment_s",
+        "cpu".
+
+    Raises
+    ------
+    ValueError
+        If the model reads more than one tensor.
+    """
+    model, x, seconds = _load(folder)
+    (median,) = time_in_turn({"": lambda: model(x)}, rounds).values()
+    return {
+        "ms_per_s": 1000 * median / seconds,
+        "peak_kb": _peak_bytes(lambda: model(x)) / 1000,
+        "segment_s": seconds,
+        "cpu": _cpu(),
+    }
 
 
 def _dense(cell, cells):

@@ -141,6 +141,8 @@ def test_every_row_runs_with_debug(row, corpus, tmp_path):
     assert card.data.library_name == "speechbrain"
     eers = (result[split]["EER"] for split in ("valid", "test"))
     assert "| EER | {:.4g} | {:.4g} | - |".format(*eers) in card.text
+    for line in ("activations at once, kB, 4 s", "ms per second of audio"):
+        assert f"| {line}" in card.text
     file = next((corpus / "speech" / "ogg").iterdir())
     wav = tmp_path / "a.wav"
     soundfile.write(wav, *soundfile.read(file))

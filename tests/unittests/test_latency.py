@@ -202,3 +202,11 @@ def test_errors(tmp_path, capsys):
     assert "expected 1 or more, got 0" in message("--rounds=0")
     (tmp_path / "cells" / "dense_1_1" / "compact").rename(tmp_path / "away")
     assert "has no cut model" in message()
+
+
+def test_the_memory_of_features_is_counted():
+    """Two layers hold most: 50 frames of 1000 numbers of 4 bytes each."""
+    sizes = [100, 1000, 1000, 10]
+    layers = [torch.nn.Linear(n, m) for n, m in zip(sizes, sizes[1:])]
+    net, x = torch.nn.Sequential(*layers), torch.rand(50, 100)
+    assert latency._peak_bytes(lambda: net(x)) == 2 * 50 * 1000 * 4

@@ -2,7 +2,7 @@
 """The detector that comes with noisegate, beside what people use.
 
 > python benchmarks/vad.py --speech /path/to/so762_vad /path/to/barista \
-      --noise=/path/to/noise_rir
+      --noise=/path/to/noise_rir [--crdnn=crdnn.onnx]
 > python benchmarks/vad.py --table benchmarks/README.md
 
 The test speakers of the folders of speech (``utterances.csv``,
@@ -13,7 +13,12 @@ of its own on one thread, the systems in turn, three times: processor time per
 second of audio, from samples to scores, reading left out.
 
 Needs ``pip install silero-vad webrtcvad-wheels pulsevad`` for the others; what
-is not there is left out.
+is not there is left out. ``--crdnn`` is what `noisegate export` wrote of the
+dense network of SpeechBrain's recipe, trained on the data of the detector
+(README.md has the commands).
+
+Intervals are those of this very model over speakers, those of differences
+paired.
 
 Authors
  * The noisegate developers, 2026
@@ -73,6 +78,21 @@ class NoisegateFiles(Noisegate):
     """The same in blocks of 1 s, as of a file."""
 
     delay_ms, block = 1012.5, RATE
+
+
+class CRDNN:
+    """SpeechBrain's own network, which reads whole signals."""
+
+    package, delay_ms, file = "speechbrain", None, "CRDNN_FILE"
+
+    def __init__(self):
+        from noisegate.deploy.runtime import Model
+
+        self.files = [os.environ.get(self.file, "no --crdnn")]
+        self.model = Model(self.files[0])
+
+    def __call__(self, signal):
+        return self.model.run(signal[None].astype(np.float32))[0].reshape(-1)
 
 
 class Silero:
@@ -185,6 +205,7 @@ class Pulse:
 SYSTEMS = {
     "noisegate": Noisegate,
     "noisegate, files": NoisegateFiles,
+    "SpeechBrain's CRDNN": CRDNN,
     "silero-vad": Silero,
     "silero-vad, files": SileroFiles,
     "webrtcvad": WebRTC,
@@ -194,7 +215,8 @@ SYSTEMS = {
 
 
 def mixtures(speech, noise, most):
-    """Yields source, SNR, signal and segments of noisy test utterances."""
+    """Yields source, speaker, SNR, signal and segments of noisy test
+    utterances."""
     import soundfile as sf
     from make_sample import read_rows
     from merge_data import TEST_NOISES
@@ -221,7 +243,8 @@ def mixtures(speech, noise, most):
             other = np.roll(noises[order[number]], rng.integers(RATE))
             where = segments.get(row["id"], [])
             mixed = mix_at_snr(clean, other, where, snr).numpy()
-            yield folder.name, snr, mixed, where
+            speaker = row.get("speaker") or row["split_group"]
+            yield folder.name, f"{folder.name} {speaker}", snr, mixed, where
 
 
 def one(name, path):
@@ -256,21 +279,57 @@ def data_mb(signals):
     return sum(signal.nbytes for signal in signals) / 2**20
 
 
-def run(speech, noise, most, commit):
-    """Measures all systems that are installed."""
+def scores_by_frame(scored, items):
+    """Pairs of scores and labels of each utterance, cut to its frames."""
     from vad_data import frame_labels
 
+    for i, (_, _, _, signal, where) in enumerate(items):
+        n, scores = len(signal) // HOP, scored[str(i)]
+        scores = np.pad(scores, (0, max(0, n - len(scores))), "edge")[:n]
+        yield scores, frame_labels(where, n).numpy()
+
+
+def intervals(frames, items):
+    """EERs with intervals over speakers (dict), and how much greater each is
+    than that of noisegate."""
+    from noisegate.evaluation.bootstrap import Bootstrap
+    from noisegate.evaluation.trials import Trials
+
+    runs = {}
+    for name, pairs in frames.items():
+        speakers = np.repeat([x[1] for x in items], [len(s) for s, _ in pairs])
+        scores, labels = map(np.concatenate, zip(*pairs))
+        edges = np.unique(np.quantile(scores, np.linspace(0, 1, 1000)))
+        steps = np.searchsorted(edges, scores).astype(float)
+        runs[name] = {0: Trials.of(steps, labels, speakers)}
+    draws, found = Bootstrap(runs), {}
+    for name in runs:
+        eer = draws.estimate(lambda eer, name=name: eer[name])
+        more = draws.estimate(
+            lambda eer, name=name: eer[name] - eer["noisegate"]
+        )
+        found[name] = {
+            "eer_interval": [eer.low, eer.high],
+            "eer_more": [more.value, more.low, more.high],
+        }
+    return found
+
+
+def run(speech, noise, most, commit, crdnn):
+    """Measures all systems that are installed."""
     from noisegate.evaluation.files import write_atomically
     from noisegate.evaluation.metrics import eer, roc_auc
 
     items = list(mixtures(speech, noise, most))
-    seconds = sum(len(item[2]) for item in items) / RATE
+    seconds = sum(len(item[3]) for item in items) / RATE
     print(f"{len(items)} utterances, {seconds / 60:.1f} min", flush=True)
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "signals.npz"
-        np.savez(path, **{str(i): item[2] for i, item in enumerate(items)})
+        np.savez(path, **{str(i): item[3] for i, item in enumerate(items)})
         env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        if crdnn:
+            env[CRDNN.file] = str(crdnn.resolve())
         for _ in range(ROUNDS):
             for name in SYSTEMS:
                 command = [sys.executable, __file__, "--one", name, str(path)]
@@ -284,37 +343,40 @@ def run(speech, noise, most, commit):
                 figures = json.loads(made.stdout.splitlines()[-1])
                 print(name, figures, flush=True)
                 found.setdefault(name, []).append(figures)
-        rows = []
-        for name, rounds in found.items():
-            row = {
-                key: statistics.median(r[key] for r in rounds)
-                for key in rounds[0]
-            }
-            scored = np.load(path.with_name(f"{name}.npz"))
-            row |= {
-                "system": name,
-                "version": importlib.metadata.version(SYSTEMS[name].package),
-                "delay_ms": SYSTEMS[name].delay_ms,
-                "eer": {},
-                "auc": {},
-            }
-            groups = {}
-            for i, (source, snr, signal, where) in enumerate(items):
-                scores = scored[str(i)]
-                n = min(len(scores), len(signal) // HOP)
-                labels = frame_labels(where, n).numpy()
-                for key in (source, f"{snr} dB", "all"):
-                    groups.setdefault(key, []).append((scores[:n], labels))
-            for key, pairs in groups.items():
-                scores, labels = map(np.concatenate, zip(*pairs))
-                row["eer"][key] = eer(scores, labels)
-                row["auc"][key] = roc_auc(scores, labels)
-            rows.append(row)
+        frames = {
+            name: list(
+                scores_by_frame(np.load(path.with_name(f"{name}.npz")), items)
+            )
+            for name in found
+        }
+    sure, rows = intervals(frames, items), []
+    for name, rounds in found.items():
+        row = {
+            key: statistics.median(r[key] for r in rounds) for key in rounds[0]
+        }
+        row |= {
+            "system": name,
+            "version": importlib.metadata.version(SYSTEMS[name].package),
+            "delay_ms": SYSTEMS[name].delay_ms,
+            **sure[name],
+            "eer": {},
+            "auc": {},
+        }
+        groups = {}
+        for pair, (source, _, snr, _, _) in zip(frames[name], items):
+            for key in (source, f"{snr} dB", "all"):
+                groups.setdefault(key, []).append(pair)
+        for key, pairs in groups.items():
+            scores, labels = map(np.concatenate, zip(*pairs))
+            row["eer"][key] = eer(scores, labels)
+            row["auc"][key] = roc_auc(scores, labels)
+        rows.append(row)
     about = {
         "commit": commit,
         "python": sys.version.split()[0],
         "onnxruntime": importlib.metadata.version("onnxruntime"),
         "utterances": len(items),
+        "speakers": len({item[1] for item in items}),
         "minutes": seconds / 60,
         "rounds": ROUNDS,
         "systems": rows,
@@ -331,28 +393,41 @@ def table(path):
     sources = [key for key in rows[0]["auc"] if key[-2:] != "dB"]
     sources.sort(key=lambda source: source != "all")
     noisy = [f"{snr} dB" for snr in SNRS_DB]
-    header = ["system", "ms of CPU per s", *(f"AUC, {s}" for s in sources)]
-    header += ["EER, all", *noisy, "model, kB", "start, s", "memory, MB"]
-    header += ["delay, ms"]
-    lines = [
+    figures = [
         [
             f"{row['system']} ({row['version']})",
-            f"{row['cpu_ms_per_second']:.2f}",
-            *(f"{row['auc'][key]:.3f}" for key in sources),
-            *(f"{row['eer'][key]:.1f}" for key in ("all", *noisy)),
-            f"{row['size_kb']:.0f}",
-            f"{row['start_s']:.2f}",
-            f"{row['memory_mb']:.0f}",
-            f"{row['delay_ms']:.1f}",
+            *(f"{row['auc'][key]:.3f}" for key in (*sources, *noisy)),
+            "{:.1f} ({:.1f} to {:.1f})".format(
+                row["eer"]["all"], *row["eer_interval"]
+            ),
+            "{:+.1f} ({:+.1f} to {:+.1f})".format(*row["eer_more"]),
+            *(f"{row['eer'][key]:.1f}" for key in noisy),
         ]
         for row in rows
     ]
+    header = ["system", *(f"AUC, {s}" for s in (*sources, *noisy)), "EER, all"]
+    header += ["more than noisegate", *(f"EER, {s}" for s in noisy)]
+    costs = [
+        [
+            row["system"],
+            f"{row['cpu_ms_per_second']:.2f}",
+            f"{row['size_kb']:.0f}",
+            f"{row['start_s']:.2f}",
+            f"{row['memory_mb']:.0f}",
+            "the end" if row["delay_ms"] is None else f"{row['delay_ms']:.1f}",
+        ]
+        for row in rows
+    ]
+    of_costs = ["system", "ms of CPU per s", "model, kB", "start, s"]
+    of_costs += ["memory, MB", "delay, ms"]
     text = (
-        f"{about['utterances']} utterances, {about['minutes']:.0f} min, commit "
+        f"{about['utterances']} utterances of {about['speakers']} speakers, "
+        f"{about['minutes']:.0f} min, commit "
         f"{about['commit']}, onnxruntime {about['onnxruntime']}, one thread, "
         f"medians of {about['rounds']} runs in turn.\n\n"
     )
-    fill_blocks(path, vad=text + markdown_table(header, lines))
+    tables = markdown_table(header, figures), markdown_table(of_costs, costs)
+    fill_blocks(path, vad=text + "\n\n".join(tables))
 
 
 def main():
@@ -362,6 +437,7 @@ def main():
     parser.add_argument("--noise", type=Path)
     parser.add_argument("--most", type=int, help="utterances of a folder")
     parser.add_argument("--commit", help="that is measured")
+    parser.add_argument("--crdnn", type=Path, help="ONNX of SpeechBrain's")
     parser.add_argument("--one", nargs=2, metavar=("SYSTEM", "NPZ"))
     parser.add_argument("--table", type=Path, help="README to fill")
     arguments = parser.parse_args()
@@ -371,7 +447,10 @@ def main():
         table(arguments.table)
     elif arguments.speech and arguments.noise:
         run(
-            *(getattr(arguments, k) for k in "speech noise most commit".split())
+            *(
+                getattr(arguments, k)
+                for k in "speech noise most commit crdnn".split()
+            )
         )
     else:
         parser.error("give --speech and --noise, or --table")

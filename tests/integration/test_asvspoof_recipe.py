@@ -17,6 +17,7 @@ from noisegate.cli import main
 from noisegate.deploy.spoofing import SpoofingDetector
 from noisegate.evaluation.metrics import eer
 from noisegate.evaluation.trials import read_scores
+from tests.bad_audio import assert_named, bad_files
 from tests.integration.events import scalars
 
 ROOT = Path(__file__).parents[2]
@@ -175,8 +176,14 @@ def test_mini_learns_and_its_files_agree(corpus, tmp_path, capsys):
     said = capsys.readouterr().out.split("\t")
     assert float(said[1]) == pytest.approx(ratio, abs=2e-3)
     assert said[2].strip() == ("bonafide" if ratio > 0 else "spoof")
-    empty = tmp_path / "empty.wav"
-    sf.write(empty, np.zeros(0), SAMPLE_RATE)
+    (tmp_path / "bad").mkdir()
+    bad = bad_files(tmp_path / "bad")
+    files = [str(file) for file in (*bad, audio)]
+    with pytest.raises(SystemExit) as stopped:
+        main(["spoof", *files, f"--model={path}"])
+    assert stopped.value.code == 2
+    assert_named(files, *capsys.readouterr())
+    empty = bad[0]
     with pytest.raises(ValueError, match="empty.wav has no samples"):
         detector.classify_file(empty)
 

@@ -33,6 +33,7 @@ from noisegate.deploy.vad import (
 )
 from noisegate.evaluation.methods import derive
 from noisegate.pretrained import load_modules
+from tests.bad_audio import assert_named, bad_files
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "VAD"
 YAML = RECIPE / "hparams" / "crnn_gated.yaml"
@@ -294,34 +295,13 @@ def test_blocks_are_the_file_at_another_rate(rate, tmp_path):
     assert np.abs(made[middle] - expected[middle]).max() < 2e-3
 
 
-def bad_files(folder):
-    """Files that are no audio, or none that can be used."""
-    rng = np.random.default_rng(0)
-    tone = rng.normal(size=16000) / 10
-    sf.write(folder / "empty.wav", tone[:0], 16000)
-    nan = np.where(np.arange(16000) == 9000, np.nan, tone)
-    sf.write(folder / "nan.wav", nan, 16000, subtype="FLOAT")
-    (folder / "text.wav").write_text("not audio")
-    (folder / "zero.wav").write_bytes(b"")
-    (folder / "folder.wav").mkdir()
-    sf.write(folder / "cut.flac", tone, 16000)
-    cut = (folder / "cut.flac").read_bytes()
-    (folder / "cut.flac").write_bytes(cut[: len(cut) // 2])
-    names = "empty.wav nan.wav text.wav zero.wav folder.wav cut.flac none.wav"
-    return [folder / name for name in names.split()]
-
-
 @pytest.mark.parametrize("command", ["vad", "spot"])
 def test_bad_audio_is_named_and_the_rest_is_done(command, tmp_path, capsys):
     files = [str(file) for file in (*bad_files(tmp_path), SPEECH[0])]
     with pytest.raises(SystemExit) as stopped:
         main([command, *files, "--threshold=-99"])
-    out, err = capsys.readouterr()
     assert stopped.value.code == 2
-    lines = err.strip().split("\n")
-    for path, line in zip(files[:-1], lines, strict=True):
-        assert line.startswith(f"noisegate: {path}: it ")
-    assert out.strip().split("\n")[-1].startswith(files[-1])
+    assert_named(files, *capsys.readouterr())
 
 
 def test_formats(exported, capsys):

@@ -216,8 +216,8 @@ class SweepFolder:
         ]
 
     def result(self, name):
-        """dict : figures of a finished cell, with the key "gates" (what
-        ``gates.jsonl`` has of each epoch)."""
+        """dict : figures of a finished cell, with the key "gates": the
+        columns (dict of list) of ``gates.jsonl``, a value for each epoch."""
         path = self.place(name) / "result.json"
         if not path.exists():
             return self._kept[name][1]
@@ -226,7 +226,7 @@ class SweepFolder:
             self._compare_with_dense(name, row)
         history = self.place(name) / "gates.jsonl"
         if history.exists():
-            row["gates"] = records(history)
+            row["gates"] = _columns(records(history))
         return row
 
     def _compare_with_dense(self, name, row):
@@ -346,6 +346,16 @@ def yaml_name(model, method):
     str
     """
     return f"{model}_{method}.yaml" if model else f"{method}.yaml"
+
+
+def _columns(rows):
+    """Lists of values by key, of four digits: enough for a page."""
+    columns = {key: [] for row in rows for key in row}
+    for row in rows:
+        for key, values in columns.items():
+            x = row.get(key)
+            values.append(float(f"{x:.4g}") if isinstance(x, float) else x)
+    return columns
 
 
 def records(path):

@@ -23,27 +23,24 @@ def _full(data):
 def _history(result):
     """Widths by epoch and group."""
     history = {}
-    # Of recipes that write their own, as result.json has it
-    own = enumerate(result.get("history") or [], 1)
-    own = [{"epoch": epoch, **figures} for epoch, figures in own]
-    for record in result.get("gates") or own:
+    columns = result.get("gates") or {"epoch": []}
+    for i, epoch in enumerate(columns["epoch"]):
         widths = {
-            key.removeprefix("width "): value
-            for key, value in record.items()
-            if key.startswith("width ")
+            key.removeprefix("width "): values[i]
+            for key, values in columns.items()
+            if key.startswith("width ") and values[i] is not None
         }
         if widths:
-            history[record["epoch"]] = widths  # the last, if repeated
+            history[epoch] = widths
     return history
 
 
 def _lines(history, full, shown):
     """Traces over the epochs: MACs, widths and losses of one cell."""
     own = {"mode": "lines", "visible": shown}
-    most = max(record["macs_per_second"] for record in history)
-    found = {"MACs": [r["macs_per_second"] / most for r in history]}
-    for key in dict.fromkeys(key for r in history for key in r):
-        values = [r.get(key) for r in history]
+    macs = history["macs_per_second"]
+    found = {"MACs": [x / max(macs) for x in macs]}
+    for key, values in history.items():
         if key.startswith("width "):
             name = key.removeprefix("width ")
             top = full.get(name) or max(filter(None, values))
@@ -54,7 +51,7 @@ def _lines(history, full, shown):
         line = {"width": 4 if name == "MACs" else 2}
         loss = name.endswith(" loss")
         yield {
-            "x": [r["epoch"] for r in history],
+            "x": history["epoch"],
             "y": values,
             "name": html.escape(name),
             "line": line | ({"dash": "dot"} if loss else {}),
@@ -79,7 +76,7 @@ def lines(data):
     full, traces, shown = _full(data), [], []
     for name, cell, result in data.first():
         history = result.get("gates")
-        if history and any(len(r) > 2 for r in history):  # more than MACs
+        if history and len(history) > 2:  # more than MACs
             label = f"{name}, seed {cell.seed}"
             made = list(_lines(history, full, not traces))
             traces += made

@@ -18,6 +18,7 @@ import collections
 import contextlib
 import copy
 import math
+from fractions import Fraction
 
 import torch
 from speechbrain.utils.logger import get_logger
@@ -262,8 +263,9 @@ class CostModel:
             yield path, function(resolved, recorded)
         if self._products or self._per_missing:
             macs = self._products
-            for name, fewer in self._per_missing.items():
-                macs = macs - fewer * (self.sizes[name] - widths[name])
+            for name, (slope, bend) in self._per_missing.items():
+                missing = self.sizes[name] - widths[name]
+                macs = macs - missing * (slope + bend * missing)
             yield PRODUCTS, Cost(macs, 0, 0)
 
     def _model_macs(self, widths=None):
@@ -276,9 +278,10 @@ class CostModel:
 
         Such as sums over nodes or frames that are weighted by attention which
         no layer computes. Copies of the model, plain and at full width, are
-        cut and counted. Channels that meet in a product are not gated, so that
-        its MACs are linear in each width and no two widths multiply. If that
-        does not explain what is counted, a warning is logged.
+        cut and counted. Channels that meet in a product are rarely gated: its
+        MACs are linear in a width, or quadratic where channels meet their own
+        kind, and no two widths multiply. If that does not explain what is
+        counted, a warning is logged.
         """
         groups = [group for group in groups if group.locked_reason is None]
 
@@ -303,20 +306,26 @@ class CostModel:
             middle = len(names) // 2
             return dependent(names[:middle]) + dependent(names[middle:])
 
-        half, other = share(0.5), share(0.35)
+        half, other, check = share(0.5), share(0.35), share(0.75)
         if not groups or not unexplained(other):
             return
         for name in dependent(list(half)):
-            macs = unexplained({name: half[name]})
-            missing = self.sizes[name] - half[name]
-            exact = macs % missing == 0
-            fewer = macs // missing if exact else macs / missing
-            self._per_missing[name] = fewer
-        if difference := unexplained(other):
+            points = [
+                (missing, Fraction(unexplained({name: width})) / missing)
+                for width in (half[name], other[name])
+                for missing in [self.sizes[name] - width]
+            ]
+            (m, slope), (n, other_slope) = points
+            bend = (other_slope - slope) / (n - m) if n != m else Fraction(0)
+            self._per_missing[name] = tuple(
+                int(x) if x.denominator == 1 else float(x)
+                for x in (slope - bend * m, bend)
+            )
+        if difference := unexplained(check):
             logger.warning(
                 f"{type(model).__name__} multiplies features between its "
                 f"layers in a way that the cost model does not know: of a cut "
-                f"model it says {self._model_macs(other)} MACs, which is "
+                f"model it says {self._model_macs(check)} MACs, which is "
                 f"{difference} too many"
             )
 

@@ -376,8 +376,10 @@ class _Finder:
         )
         for place in places:
             self._add(group, place, [item[place] for item in channels])
-        if group.locked_reason is None and len(channels) == 1:
+        if group.locked_reason is None and group.size <= group.granularity:
             group.locked_reason = "a single channel"
+            if group.size > 1:
+                group.locked_reason = f"a single block of {group.size}"
         if group.locked_reason is None and not group.find("in"):
             group.locked_reason = "no layer reads it"
         self._complete(group, path)

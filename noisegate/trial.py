@@ -22,7 +22,7 @@ from noisegate.gate import NoiseGate
 from noisegate.probe import FORWARD_ERRORS, evaluating, map_tensors, tensors
 from noisegate.rules.features import FEATURES
 
-_N_DRAWS = 5  # of widths at which groups are tried together
+_N_TRIES = 5  # of widths that leave something
 # Of sums over some layers, relative to the output
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5}
 MAX_NOISE = 1e-3  # of models that draw random numbers in evaluation
@@ -128,8 +128,8 @@ class _Doubles(TorchFunctionMode):
 def lock_inexact(model, groups, inputs, more):
     """Locks the groups whose cut model does not equal the masked one.
 
-    All groups, and every second of them, are cut at once to random widths, all
-    to their smallest ones too; if that is not exact, a half of them, down to
+    All groups are cut at once to small and to large widths, all and every
+    second to the smallest ones; if that is not exact, a half of them, down to
     single ones.
 
     The model is plain and is not changed, the groups are: ``locked_reason``
@@ -147,11 +147,11 @@ def lock_inexact(model, groups, inputs, more):
 
 def _lock(trial, free):
     exact = free
-    # A part is tried twice only at first: all that is left is tried anyway
-    for n_draws in (2, _N_DRAWS):
+    # A part is tried a little at first: all that is left is tried anyway
+    for thorough in (False, True):
         if trial.failure(exact) is None:
             return
-        exact = _exact(trial, exact, n_draws)
+        exact = _exact(trial, exact, thorough)
     if trial.failure(exact) is None:
         return
     together = []
@@ -163,17 +163,17 @@ def _lock(trial, free):
             group.locked_reason = f"not exact when cut with others: {failure}"
 
 
-def _exact(trial, groups, n_draws):
+def _exact(trial, groups, thorough):
     """Returns the groups themselves if they are exact together, otherwise
     those that are in a half of them, a half of that or alone; locks the
     others."""
-    failure = trial.failure(groups, n_draws)
+    failure = trial.failure(groups, thorough)
     if failure is not None and len(groups) == 1:
         (group,) = groups
-        if group.min_width == 1 < group.size:
+        if group.min_width == 1 and group.size > 2:
             # Axes of size 1 are often taken away
             group.min_width = 2
-            failure = trial.failure(groups, n_draws)
+            failure = trial.failure(groups, thorough)
         if failure is not None:
             group.locked_reason = f"not exact when cut: {failure}"
             return []
@@ -181,7 +181,7 @@ def _exact(trial, groups, n_draws):
         return groups
     half = len(groups) // 2
     parts = groups[:half], groups[half:]
-    return [x for part in parts for x in _exact(trial, part, n_draws)]
+    return [x for part in parts for x in _exact(trial, part, thorough)]
 
 
 def _check_copy(model, inputs):
@@ -208,6 +208,14 @@ def _check_copy(model, inputs):
             f"a copy of {name} returns something else than the model "
             f"(difference {difference:.1g}, relative). {_REFERENCE}"
         )
+
+
+def _swept(x):
+    """Features mirrored, at levels that rise over time from below 0."""
+    if not x.is_floating_point() or x.dim() < 2:
+        return x.flip(-1)
+    shape = [1, -1, *[1] * (x.dim() - 2)]
+    return x.flip(-1) * torch.linspace(-2, 2, x.shape[1]).to(x).view(shape)
 
 
 class _Trial:
@@ -261,20 +269,25 @@ class _Trial:
         variants = []
         batches = [x.shape[0] if x.dim() else 0 for x in tensors(inputs)]
         if set(batches) == {1} and all(map(torch.is_tensor, inputs)):
-            variants.append([torch.cat([x, x.flip(-1)]) for x in inputs])
-        if len(inputs) == 1 and variants and inputs[0].dim() > 1:
-            n_frames = inputs[0].shape[1]
-            variants.append([inputs[0][:, : n_frames - n_frames // 3]])
+            swept = [_swept(x) for x in inputs]
+            if not self._takes(swept):
+                swept = [x.flip(-1) for x in inputs]
+            variants.append([torch.cat(pair) for pair in zip(inputs, swept)])
+            if len(inputs) == 1 and inputs[0].dim() > 1:
+                n_frames = inputs[0].shape[1]
+                variants.append([swept[0][:, : n_frames - n_frames // 3]])
         shape = tensors(inputs)[0].shape
         variants += [x for x in more if tensors(x)[0].shape != shape]
-        taken = [inputs]
-        for variant in variants:
-            try:
-                self._run(self.model, variant)
-                taken.append(variant)
-            except FORWARD_ERRORS:  # its own limits
-                pass
-        return taken
+        variants.insert(2, inputs)
+        return [variant for variant in variants if self._takes(variant)]
+
+    def _takes(self, inputs):
+        """Whether the model computes something of these inputs."""
+        try:
+            made = self._run(self.model, inputs)
+        except FORWARD_ERRORS:  # its own limits
+            return False
+        return all(bool(x.isfinite().all()) for x in made)
 
     @torch.no_grad()
     def _randomise(self):
@@ -282,7 +295,7 @@ class _Trial:
         scales of 1e-6, zeros, nearly uniform attention, hide wrong cuts."""
         for parameter in self.model.parameters():
             if parameter.numel() == max(parameter.shape, default=1):
-                parameter.add_(0.3 * torch.randn_like(parameter))
+                parameter.add_(0.3 * torch.randn_like(parameter).abs())
             elif parameter.numel():
                 least = (parameter.shape[0] / parameter.numel()) ** 0.5
                 std = parameter.std()
@@ -312,21 +325,29 @@ class _Trial:
         # Integers, such as codes, may have ties in float32
         return outputs if self.doubles.dtype is torch.float64 else scores
 
-    def failure(self, groups, n_draws=_N_DRAWS):
+    def failure(self, groups, thorough=True):
         """Returns why cutting some groups is not exact, or None if it is."""
         # At the smallest widths a wrong channel may be hidden, or a stream be
         # constant; where all are cut, one that is wrong alone
-        draws = [groups, groups, groups, groups[::2], groups[1::2]]
-        for seed, cut_groups in enumerate(draws[:n_draws]):
+        all_, even, odd = groups, groups[::2], groups[1::2]
+        draws, n_tries = [(all_, 0, 0), (all_, 0, 0.5)], 1
+        if thorough:
+            draws += [(all_, 0.5, 1), (even, 0, 0), (odd, 0, 0)]
+            n_tries = _N_TRIES
+        for seed, (cut_groups, low, high) in enumerate(draws):
             if not cut_groups:
                 continue
-            inputs = self.inputs[-seed % len(self.inputs)]
+            inputs = self.inputs[seed % len(self.inputs)]
             try:
-                with torch.random.fork_rng():
-                    torch.manual_seed(seed)
-                    difference, limit = self._cut_and_compare(
-                        cut_groups, inputs, smallest=seed == 0
-                    )
+                # No difference at all: what is left may be silent
+                for start in range(seed, 10 * n_tries, 10):
+                    with torch.random.fork_rng():
+                        torch.manual_seed(start)
+                        difference, limit = self._cut_and_compare(
+                            cut_groups, inputs, low, high
+                        )
+                    if difference:
+                        break
             except torch.OutOfMemoryError:
                 raise
             except FORWARD_ERRORS as error:
@@ -336,8 +357,8 @@ class _Trial:
                 return f"the output changes by {difference:.1g} (relative)"
         return None
 
-    def _cut_and_compare(self, groups, inputs, smallest):
-        gates = {g.name: self._gate(g, smallest) for g in groups}
+    def _cut_and_compare(self, groups, inputs, low, high):
+        gates = {g.name: self._gate(g, low, high) for g in groups}
         keep = {name: gate.open_channels() for name, gate in gates.items()}
         (expected,) = self._masked(groups, gates, inputs, [0])
         small = cut_copy(self.model, groups, keep)
@@ -350,20 +371,22 @@ class _Trial:
         if noise and not difference <= limit + 4 * noise:
             # Random numbers weigh more where the output, a score perhaps, is
             # small by chance
-            others = self._masked(groups, gates, inputs, [1, 2, 3])
+            others = self._masked(groups, gates, inputs, range(1, 9))
             noise = max(
                 noise, *(relative_difference(expected, x) for x in others)
             )
         return difference, limit + 4 * noise
 
-    def _gate(self, group, smallest):
-        """A gate that is frozen to a random width, or to the smallest one."""
+    def _gate(self, group, low, high):
+        """A gate that is frozen to a random width, from a part of those that
+        it may have."""
         step = group.granularity
         gate = NoiseGate(group.size, 1 / group.size, step).to(self.device)
         gate.rank.copy_(torch.randperm(group.size))
         least = -(-max(group.min_width, step) // step)
-        most = least if smallest else max(least, group.size // step - 1)
-        width = int(torch.randint(least, most + 1, ())) * step
+        more = max(0, group.size // step - 1 - least)
+        low, high = int(low * more), int(high * more)
+        width = (least + int(torch.randint(low, high + 1, ()))) * step
         gate.min_width = min(gate.min_width, width)
         gate.freeze(width)
         return gate

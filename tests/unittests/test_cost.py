@@ -13,6 +13,7 @@ from speechbrain.nnet.RNN import GRU
 
 from noisegate.compact import compact
 from noisegate.cost import CostModel
+from noisegate.cut import cut_copy
 from noisegate.gates import Gates
 from tests.unittests import models
 from tests.unittests.referee import count_macs
@@ -260,6 +261,31 @@ def test_products_between_the_layers(seed):
     total.backward()
     # A channel is made, summed over the frames for each frame, and read
     assert float(width.grad) == 20 * (6 + 20 + 2)
+
+
+class Pooled(torch.nn.Module):
+    """Multiplies channels by their own kind: quadratic in the width."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = torch.nn.Linear(6, 8), torch.nn.Linear(8, 2)
+
+    def forward(self, x):
+        """Maps (1, 20 frames, 6) to (1, 20 frames, 2)."""
+        hidden = self.one(x)
+        energies = (hidden.mT @ hidden).diagonal(dim1=1, dim2=2)
+        return self.two(hidden + energies[:, None] / 20)
+
+
+def test_products_of_channels_with_their_own_kind_are_counted(caplog):
+    """The cost is that of the cut model at every width."""
+    net, x = Pooled(), [torch.rand(1, 20, 6)]
+    gates = Gates(net, example=x)
+    assert list(gates) == ["one"] and not caplog.text
+    for width in range(1, gates["one"].size + 1):
+        keep = {"one": torch.arange(width)}
+        small = cut_copy(gates.plain_copy(), gates.groups, keep)
+        assert gates.cost.macs({"one": width}) == count_macs(small, *x)
 
 
 class Unlike(Products):

@@ -364,3 +364,64 @@ def test_a_scripted_block_stays_and_the_rest_is_cut():
     small, _ = noisegate.compact(gates)
     assert all(p.is_leaf for p in small.parameters())
     torch.testing.assert_close(small(x), net.eval()(x))
+
+
+class Jump(torch.nn.Module):
+    """Computes something else for fewer channels than a limit."""
+
+    def __init__(self, limit, at):
+        super().__init__()
+        sizes = [20, 32, 32, 32, 5]
+        pairs = zip(sizes, sizes[1:])
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(*p) for p in pairs)
+        self.limit, self.at = limit, at
+
+    def forward(self, x):
+        for i, layer in enumerate(self.layers[:-1]):
+            x = layer(x).relu()
+            if i == self.at and x.shape[-1] < self.limit:
+                x = 1.1 * x
+        return self.layers[-1](x)
+
+
+@pytest.mark.parametrize("limit", [3, 5, 8, 16, 28])
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_what_counts_channels_is_found_at_any_limit(limit, at):
+    """Also at one channel behind a ReLU, which may be silent."""
+    torch.manual_seed(limit)
+    gates = noisegate.Gates(Jump(limit, at), input_shape=[1, 30, 20])
+    assert f"layers.{at}" not in gates and len(gates) == 2
+
+
+class Shared(torch.nn.Module):
+    """Each two heads of the queries have one of keys and values; their number
+    is a constant."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k = torch.nn.Linear(6, 32), torch.nn.Linear(6, 16)
+        self.v, self.out = torch.nn.Linear(6, 16), torch.nn.Linear(32, 2)
+
+    def forward(self, x):
+        heads = [
+            layer(x).unflatten(-1, (n, 8)).transpose(1, 2)
+            for layer, n in ((self.q, 4), (self.k, 2), (self.v, 2))
+        ]
+        attend = torch.nn.functional.scaled_dot_product_attention
+        y = attend(*heads, enable_gqa=True)
+        return self.out(y.transpose(1, 2).flatten(-2))
+
+
+def test_a_gate_that_could_not_move_is_none():
+    """Of two heads one cannot go: the group stays, with the reason."""
+    with pytest.raises(ValueError, match="q: not exact when cut"):
+        noisegate.Gates(Shared(), input_shape=[1, 9, 6])
+    layer = torch.nn.TransformerEncoderLayer(4, 4, 8, batch_first=True)
+    net = torch.nn.Sequential(
+        torch.nn.Linear(6, 4), layer, torch.nn.Linear(4, 2)
+    )
+    gates = noisegate.Gates(net, input_shape=[1, 9, 6])
+    reasons = {group.name: group.locked_reason for group in gates.groups}
+    assert (
+        list(gates) == ["1.linear1"] and reasons["0"] == "a single block of 4"
+    )

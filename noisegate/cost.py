@@ -26,7 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from noisegate.cut import cut_copy
-from noisegate.probe import evaluating, tensors
+from noisegate.probe import FORWARD_ERRORS, evaluating, map_tensors, tensors
 from noisegate.rules.base import Cost, find_leaves, rule_of, shared_parameters
 from noisegate.rules.features import FEATURES
 
@@ -97,17 +97,29 @@ def _shared_cost(widths, calls):
     return Cost(0, -math.prod(widths.values()) * calls["others"], 0)
 
 
-def _count_cut(model, groups, widths, inputs):
-    """The MACs of a model that is cut to some widths."""
+def _count_cut(model, groups, widths, inputs, device=None):
+    """The MACs of a model that is cut to some widths, on a device."""
     keep = {name: torch.arange(width) for name, width in widths.items()}
     small = cut_copy(model, groups, keep)
     inputs = copy.deepcopy(inputs)
     if FEATURES in keep:
         kept = keep[FEATURES].to(inputs[0].device)
         inputs[0] = inputs[0].index_select(-1, kept)
+    if device is not None:
+        small = small.to(device)
+        inputs = map_tensors(lambda x: x.to(device), inputs)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return count_macs(small, inputs)
+
+
+def _countable_on_meta(model, groups, inputs):
+    """Whether nothing has to be computed in order to count."""
+    try:
+        on_meta = _count_cut(model, groups, {}, inputs, "meta")
+    except FORWARD_ERRORS:  # it looks at values
+        return False
+    return on_meta == _count_cut(model, groups, {}, inputs)
 
 
 class CostModel:
@@ -293,8 +305,10 @@ class CostModel:
                 for least in [-(-group.min_width // step)]
             }
 
+        device = None
+
         def unexplained(widths):
-            counted = _count_cut(model, groups, widths, inputs)
+            counted = _count_cut(model, groups, widths, inputs, device)
             return self._model_macs(widths) - counted
 
         def dependent(names):
@@ -309,6 +323,8 @@ class CostModel:
         half, other, check = share(0.5), share(0.35), share(0.75)
         if not groups or not unexplained(other):
             return
+        if _countable_on_meta(model, groups, inputs):
+            device = "meta"
         for name in dependent(list(half)):
             points = [
                 (missing, Fraction(unexplained({name: width})) / missing)

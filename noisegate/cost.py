@@ -219,13 +219,12 @@ class CostModel:
             ]
             n_entries = getattr(*places[0][1:]).numel()
             for leaf, path, name in owners[1:]:
-                sizes = {}
-                if name == "weight" and leaf == path:
-                    sizes = {
-                        role: size
-                        for role, size in rules[leaf].sizes().items()
-                        if role in rules[leaf].weight_axes
-                    }
+                rule = rules[leaf]
+                sizes = {
+                    role: size
+                    for role, size in rule.sizes().items()
+                    if leaf == path and rule.axis_of(name, role) is not None
+                }
                 others = {"others": n_entries // math.prod(sizes.values())}
                 self._add(path, _shared_cost, sizes, others)
 

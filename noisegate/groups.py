@@ -201,8 +201,11 @@ def _cuts(path, name, rule, groups):
             if not f"{path}.{name}.".startswith(f"{port.layer}."):
                 continue
             axis = path, port.role  # unlike all others
-            if path == port.layer and name == "weight":
-                axis = rule.weight_axes.get(port.role, axis)
+            if path == port.layer:
+                if (name, port.role) == ("bias", "in"):
+                    continue
+                own = rule.axis_of(name, port.role)
+                axis = axis if own is None else own
             index = range(group.size) if port.index is None else port.index
             found[axis, tuple(map(int, index)), group.size] = group
     return found

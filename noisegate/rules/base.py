@@ -121,6 +121,11 @@ class LayerRule:
         """Number of features by role (dict); empty if it is no layer."""
         return {}
 
+    def axis_of(self, name, role):
+        """Axis of a parameter along the features of a role, or None."""
+        axes = {"weight": self.weight_axes, "bias": {"out": 0}}
+        return axes.get(name, {}).get(role)
+
     @property
     def makes(self):
         """bool : whether it makes new channels of those that it reads."""

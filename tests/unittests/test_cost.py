@@ -382,15 +382,20 @@ def test_streams_that_share_a_matrix_have_one_width():
     torch.testing.assert_close(small(x), net.eval()(x))
 
 
-def test_a_chain_of_layers_with_one_matrix_has_one_width():
+@pytest.mark.parametrize("biases", [False, True])
+def test_a_chain_of_layers_with_one_matrix_has_one_width(biases):
     net = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(5)))
     net[2].weight = net[3].weight = net[1].weight
+    if biases:
+        net[2].bias = net[3].bias = net[1].bias
     gates = Gates(net, example=[x := torch.rand(1, 9, 8)])
     assert list(gates) == ["0"] and gates.groups[1].role == "residual"
     gates["0"].reorder(torch.rand(8))
     gates.freeze({"0": 3})
     small, _ = compact(gates)
     assert small[1].weight is small[2].weight is small[3].weight
+    assert (small[2].bias is small[1].bias) is biases
+    assert gates.cost.params({"0": 3}) == n_parameters(small)
     torch.testing.assert_close(small(x), net.eval()(x))
 
 

@@ -390,8 +390,8 @@ class _Finder:
 
     def _mixed(self, places):
         """Why channels cannot be told apart."""
-        reading = [path for path, role in places if role == "in"]
-        for path in sorted(reading, key=self.order.get):
+        layers = {path for path, _ in places if path in self.probe.rules}
+        for path in sorted(layers, key=self.order.get):
             if reason := self.probe.rules[path].mixes():
                 return f"{path} {reason}"
         return "its channels are mixed between the layers"

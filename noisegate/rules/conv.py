@@ -39,7 +39,9 @@ class ConvRule(LayerRule):
         return dict.fromkeys(("in", "out"), "convolves in groups")
 
     def mixes(self):
-        return "convolves over it" if self.layer.in_channels == 1 else None
+        if self.layer.in_channels == 1:
+            return "convolves over it"
+        return super().mixes()
 
     def cut(self, role, index):
         if role != "norm":

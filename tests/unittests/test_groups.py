@@ -429,3 +429,19 @@ def test_probing_leaves_the_model_as_it_was():
     after = model.state_dict()
     for key, value in before.items():
         assert torch.equal(value, after[key]), key
+
+
+class Transposing(torch.nn.LayerNorm):
+    """Reads (batch, channels, time), unlike its parent."""
+
+    def forward(self, x):
+        return super().forward(x.mT).mT
+
+
+def test_a_layer_with_a_forward_of_its_own_is_named():
+    """What its channels are cannot be seen: the reason says what helps."""
+    net = torch.nn.Sequential(
+        torch.nn.Conv1d(9, 6, 1), Transposing(6), torch.nn.Conv1d(6, 2, 1)
+    )
+    with pytest.raises(ValueError, match="1 is a Transposing, whose forward"):
+        Gates(net, example=[torch.rand(1, 9, 20)])

@@ -22,7 +22,7 @@ from noisegate.gate import NoiseGate
 from noisegate.probe import FORWARD_ERRORS, evaluating, map_tensors, tensors
 from noisegate.rules.features import FEATURES
 
-_N_TRIES = 5  # of widths that leave something
+_N_TRIES = 3  # of widths that leave something
 # Of sums over some layers, relative to the output
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5}
 MAX_NOISE = 1e-3  # of models that draw random numbers in evaluation
@@ -270,7 +270,7 @@ class _Trial:
         batches = [x.shape[0] if x.dim() else 0 for x in tensors(inputs)]
         if set(batches) == {1} and all(map(torch.is_tensor, inputs)):
             swept = [_swept(x) for x in inputs]
-            if not self._takes(swept):
+            if not self._takes(swept, finite=True):
                 swept = [x.flip(-1) for x in inputs]
             variants.append([torch.cat(pair) for pair in zip(inputs, swept)])
             if len(inputs) == 1 and inputs[0].dim() > 1:
@@ -279,15 +279,15 @@ class _Trial:
         shape = tensors(inputs)[0].shape
         variants += [x for x in more if tensors(x)[0].shape != shape]
         variants.insert(2, inputs)
-        return [variant for variant in variants if self._takes(variant)]
+        return [x for x in variants if x is inputs or self._takes(x)]
 
-    def _takes(self, inputs):
+    def _takes(self, inputs, finite=False):
         """Whether the model computes something of these inputs."""
         try:
             made = self._run(self.model, inputs)
         except FORWARD_ERRORS:  # its own limits
             return False
-        return all(bool(x.isfinite().all()) for x in made)
+        return not finite or all(bool(x.isfinite().all()) for x in made)
 
     @torch.no_grad()
     def _randomise(self):

@@ -128,9 +128,9 @@ class _Doubles(TorchFunctionMode):
 def lock_inexact(model, groups, inputs, more):
     """Locks the groups whose cut model does not equal the masked one.
 
-    All groups are cut at once to small and to large widths, all and every
-    second to the smallest ones; if that is not exact, a half of them, down to
-    single ones.
+    All groups are cut at once to small and to the greatest widths, all and
+    every second to the smallest ones; if that is not exact, a half of them,
+    down to single ones.
 
     The model is plain and is not changed, the groups are: ``locked_reason``
     and ``min_width``. ``inputs`` are its arguments, ``more`` others (a list),
@@ -328,11 +328,12 @@ class _Trial:
     def failure(self, groups, thorough=True):
         """Returns why cutting some groups is not exact, or None if it is."""
         # At the smallest widths a wrong channel may be hidden, or a stream be
-        # constant; where all are cut, one that is wrong alone
+        # constant; where all are cut, one that is wrong alone. The greatest
+        # width is no multiple of what divides the size
         all_, even, odd = groups, groups[::2], groups[1::2]
-        draws, n_tries = [(all_, 0, 0), (all_, 0, 0.5)], 1
+        draws, n_tries = [(all_, 0, 0), (all_, 1, 1)], 1
         if thorough:
-            draws += [(all_, 0.5, 1), (even, 0, 0), (odd, 0, 0)]
+            draws += [(all_, 0, 0.5), (even, 0, 0), (odd, 0, 0)]
             n_tries = _N_TRIES
         for seed, (cut_groups, low, high) in enumerate(draws):
             if not cut_groups:

@@ -15,6 +15,12 @@ def test_some_graphs():
     assert sum(share is not None for share in shares) > 10
 
 
+def test_even_widths_in_the_middle_are_no_chance():
+    """Halves of halves: cut to 2, and often to others, they are exact."""
+    graph = [("half", 0, 0, 2, 0), ("half", 0, 0, 2, 0), ("linear", 1, 0, 8, 0)]
+    graphs.check(graph)
+
+
 def test_the_search_finds_a_fault(monkeypatch):
     """A norm over all channels, if no trial is made."""
     monkeypatch.setattr("noisegate.gates.lock_inexact", lambda *args: None)

@@ -14,6 +14,7 @@ import importlib.metadata
 import io
 import itertools
 import json
+import os
 import platform
 import statistics
 import tempfile
@@ -211,9 +212,11 @@ def time_in_turn(runs, rounds):
 
 def _peak_bytes(run):
     """The most bytes that are allocated at once within a call."""
+    # Its library complains where there is no GPU
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     activities = [torch.profiler.ProfilerActivity.CPU]
     profiler = torch.profiler.profile(
-        activities=activities, profile_memory=True
+        activities=activities, profile_memory=True, acc_events=True
     )
     with torch.inference_mode(), profiler as profile:
         run()

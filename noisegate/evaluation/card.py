@@ -22,6 +22,9 @@ tags:
 """
 
 
+_DURATIONS = ("duration", "duration_s", "length")  # s, as recipes name it
+
+
 def write_card(folder):
     """Writes ``compact/README.md`` into the folder of a finished run: figures,
     sizes, settings and versions of its cut model.
@@ -82,6 +85,7 @@ def write_card(folder):
         markdown_table(
             ["figure", "validation", "test", "95 % interval"], figures
         ),
+        *_data(folder),
         "\n## Widths\n",
         markdown_table(["layer", "width", "MACs/s before", "MACs/s"], layers),
         f"\n## How it was made\n\n{about}.\n",
@@ -90,6 +94,26 @@ def write_card(folder):
         "these are, their licence, and what it was not tried on.\n",
     ]
     write_atomically(path, "\n".join(parts))
+
+
+def _data(folder):
+    """What the model was trained and tested with, by the manifests."""
+    rows = []
+    for split in ("train", "valid", "test"):
+        path = folder / "save" / f"{split}.json"
+        if path.is_file():
+            items = json.loads(path.read_text(encoding="utf-8")).values()
+            speakers = {item.get("speaker") for item in items} - {None}
+            lengths = (
+                item.get(key) or 0 for item in items for key in _DURATIONS
+            )
+            minutes = sum(lengths) / 60
+            row = [split, str(len(items)), str(len(speakers) or "-")]
+            rows.append([*row, f"{minutes:.0f}" if minutes else "-"])
+    if not rows:  # problems that are drawn have none
+        return []
+    headings = ["split", "items", "speakers", "minutes"]
+    return ["\n## Data\n", markdown_table(headings, rows)]
 
 
 def _measured(folder):

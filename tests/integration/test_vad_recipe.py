@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -141,6 +142,7 @@ def test_every_row_runs_with_debug(row, corpus, tmp_path):
     assert card.data.library_name == "speechbrain"
     eers = (result[split]["EER"] for split in ("valid", "test"))
     assert "| EER | {:.4g} | {:.4g} | - |".format(*eers) in card.text
+    assert re.search(r"\| train \| \d+ \| \d+ \| \d+ \|", card.text)
     for line in ("activations at once, kB, 4 s", "ms per second of audio"):
         assert f"| {line}" in card.text
     file = next((corpus / "speech" / "ogg").iterdir())

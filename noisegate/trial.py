@@ -128,9 +128,9 @@ class _Doubles(TorchFunctionMode):
 def lock_inexact(model, groups, inputs, more):
     """Locks the groups whose cut model does not equal the masked one.
 
-    All groups are cut at once to small and to the greatest widths, all and
-    every second to the smallest ones; if that is not exact, a half of them,
-    down to single ones.
+    All groups are cut at once to small, random and the greatest widths, all
+    and every second to the smallest ones; if that is not exact, a half of
+    them, down to single ones.
 
     The model is plain and is not changed, the groups are: ``locked_reason``
     and ``min_width``. ``inputs`` are its arguments, ``more`` others (a list),

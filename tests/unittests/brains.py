@@ -1,8 +1,10 @@
 """A Brain as recipes build it, at toy size, for the tests of training."""
 
 import functools
+import inspect
 import json
 
+import pytest
 import speechbrain as sb
 import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
@@ -14,6 +16,7 @@ from speechbrain.nnet.RNN import GRU
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter
 
+import noisegate.brain
 from noisegate.evaluation.recorded import RecordedBrain
 from noisegate.gates import Gates
 from noisegate.loss import ComplexityLoss
@@ -23,6 +26,21 @@ BUDGET = 0.5
 ITEMS, BATCH = 16, 4
 STEPS = ITEMS // BATCH
 EPOCHS, FREEZE = 4, 3
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short_runs():
+    """Channels are ranked often enough to happen in these runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(noisegate.brain, "_REORDER_STEPS", 3)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def forget_keys():
+    """SpeechBrain 1.1.2 adds to a default argument at each save: slow."""
+    keys = inspect.signature(Checkpointer.save_and_keep_only).parameters
+    keys["importance_keys"].default.clear()
 
 
 class Killed(Exception):

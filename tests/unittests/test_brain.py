@@ -1,7 +1,6 @@
 """Training with gates: schedule, optimizers, resuming, many processes."""
 
 import functools
-import inspect
 import math
 import subprocess
 import sys
@@ -11,10 +10,8 @@ import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.nnet.containers import Sequential
-from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.train_logger import FileTrainLogger
 
-import noisegate.brain
 from noisegate.brain import GatedBrain
 from noisegate.evaluation.recorded import tensorboard_logger
 from tests.integration.events import scalars
@@ -30,26 +27,13 @@ from tests.unittests.brains import (
     dataset,
     evaluate,
     fit,
+    forget_keys,  # noqa: F401
     history,
+    short_runs,  # noqa: F401
     state,
 )
 
 # ---- schedule ---------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True, scope="module")
-def short_runs():
-    """Channels are ranked often enough to happen in these runs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(noisegate.brain, "_REORDER_STEPS", 3)
-        yield
-
-
-@pytest.fixture(autouse=True)
-def forget_keys():
-    """SpeechBrain 1.1.2 adds to a default argument at each save: slow."""
-    keys = inspect.signature(Checkpointer.save_and_keep_only).parameters
-    keys["importance_keys"].default.clear()
 
 
 @pytest.mark.parametrize("gate", models.GATES)

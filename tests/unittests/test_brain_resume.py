@@ -1,7 +1,6 @@
 """A run that is stopped, and one of two processes, equal one that is not."""
 
 import functools
-import inspect
 import os
 import shutil
 import socket
@@ -10,7 +9,6 @@ import pytest
 import speechbrain as sb
 import torch
 import torch.multiprocessing as mp
-from speechbrain.utils.checkpoints import Checkpointer
 
 import noisegate.brain
 from tests.unittests import models
@@ -23,24 +21,11 @@ from tests.unittests.brains import (
     brain,
     evaluate,
     fit,
+    forget_keys,  # noqa: F401
     history,
+    short_runs,  # noqa: F401
     state,
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def short_runs():
-    """Channels are ranked often enough to happen in these runs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(noisegate.brain, "_REORDER_STEPS", 3)
-        yield
-
-
-@pytest.fixture(autouse=True)
-def forget_keys():
-    """SpeechBrain 1.1.2 adds to a default argument at each save: slow."""
-    keys = inspect.signature(Checkpointer.save_and_keep_only).parameters
-    keys["importance_keys"].default.clear()
 
 
 @pytest.fixture(scope="module")

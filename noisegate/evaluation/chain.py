@@ -129,7 +129,7 @@ def stages(hparams_file, overrides=None, run_opts=None):
         a run with other settings.
     """
     if isinstance(overrides, str):
-        overrides = YAML(typ="safe").load(overrides)
+        overrides = YAML().load(overrides)  # may have !ref
     overrides = dict(overrides or {})
     overwrite = overrides.pop("overwrite", False)
     check_overrides(read_yaml(hparams_file), overrides)

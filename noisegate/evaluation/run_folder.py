@@ -120,6 +120,8 @@ def check_overrides(plan, overrides):
         wanted = _kind(default)
         if value is None or default is None or wanted is None:
             continue
+        if isinstance(value, TaggedScalar):  # !ref, is seen when it is resolved
+            continue
         if isinstance(default, int) and wanted == "a number":
             wanted = "a whole number" if _COUNTS.search(key) else wanted
         good = _kind(value) == wanted.replace("whole ", "")

@@ -143,7 +143,7 @@ class Sweep(SweepFolder):
             model = file.stem if len(files) > 1 else ""
             # As train.py reads them: options of SpeechBrain's own are no keys
             _, _, given = sb.parse_arguments([str(file), *overrides])
-            given = YAML(typ="safe").load(given) or {}
+            given = YAML().load(given) or {}
             for method in ("dense", *methods):
                 derived = derive(text, method)
                 self.hparams[model, method] = derived

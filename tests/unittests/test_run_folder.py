@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAML
 
 from noisegate.evaluation.chain import run_stages, stages
@@ -334,6 +335,14 @@ def test_a_bad_override_leaves_nothing(hparams, overrides, says):
     with pytest.raises(ValueError, match=says):
         start(hparams, overrides)
     assert not hparams[1].exists()
+
+
+def test_an_override_may_be_a_reference(hparams):
+    """As SpeechBrain's own may; a sweep over seeds can be one over folds."""
+    found = start(hparams, "save_folder: !ref <output_folder>/of_<seed>")
+    with open(hparams[0], encoding="utf-8") as fin:
+        loaded = load_hyperpyyaml(fin, found)
+    assert loaded["save_folder"] == f"{hparams[1]}/of_1"
 
 
 def test_a_damaged_result_is_no_result(hparams, caplog):

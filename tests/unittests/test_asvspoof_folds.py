@@ -1,0 +1,106 @@
+"""Folds over attacks and speakers: what is tested on is new."""
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+sys.path.append(str(Path(__file__).parents[2] / "recipes" / "ASVspoof"))
+
+import asvspoof_folds  # noqa: E402
+from asvspoof_prepare import prepare_asvspoof  # noqa: E402
+from asvspoof_protocols import SETS  # noqa: E402
+
+
+def corpus(seed, n_speakers=12, n_attacks=8, n_clips=120):
+    """Trials of random speakers; some of the spoofed voices are bona fide."""
+    draw, trials = random.Random(seed), []
+    for number in range(n_clips):
+        attack = draw.choice(["-", f"A{draw.randrange(n_attacks):02}"])
+        voices = n_speakers + 4 * (attack != "-")
+        speaker = f"S{draw.randrange(voices):02}"
+        label = "bonafide" if attack == "-" else "spoof"
+        trial = {"id": f"LA_{number}", "speaker": speaker}
+        trials.append({**trial, "attack": attack, "label": label})
+    return trials
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_tested_on_is_new(seed):
+    trials = corpus(seed)
+    folds = asvspoof_folds.make_folds(trials, 4, ["A00,A01"])
+    real = {t["speaker"] for t in trials if t["attack"] == "-"}
+    # Of bona fide speech and of spoofs of voices that have none, all
+    tested = [t["id"] for sets in folds for t in sets["test"]]
+    assert len(set(tested)) == len(tested)
+    assert set(tested) == {t["id"] for t in trials}
+    voices = {t["id"]: t["speaker"] for t in trials}
+    for sets in folds:
+        attacks = [{t["attack"] for t in sets[s]} - {"-"} for s in sets]
+        named = [{t["speaker"] for t in sets[s]} for s in sets]
+        for one, other in ((0, 1), (0, 2), (1, 2)):
+            assert not attacks[one] & attacks[other]
+            assert not named[one] & named[other]
+        assert all(len({"A00", "A01"} & found) != 1 for found in attacks)
+        new = {t["speaker"] for t in sets["test"] if t["attack"] == "-"}
+        assert new <= real
+        for name in ("train", "valid"):
+            assert not new & {voices[t["id"]] for t in sets[name]}
+        new |= {t["speaker"] for t in sets["valid"] if t["attack"] == "-"}
+        assert not new & {voices[t["id"]] for t in sets["train"]}
+
+
+def test_parts_are_of_about_equal_size():
+    folds = asvspoof_folds.make_folds(corpus(0, 40, 30, 2000), 5)
+    sizes = [len(sets["test"]) for sets in folds]
+    assert sum(sizes) == 2000 and max(sizes) - min(sizes) < 60
+
+
+def test_a_corpus_becomes_folds(tmp_path, capsys):
+    """The recipe reads each; nothing is overwritten."""
+    trials = corpus(0)
+    for name, ((protocol,), audio) in SETS["2019_la"].items():
+        lines = []
+        for t in trials[list(SETS["2019_la"]).index(name) :: 3]:
+            path = tmp_path / "LA" / audio / f"{t['id']}.flac"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sf.write(path, 0.1 * np.ones(8000), 16000)
+            fields = t["speaker"], t["id"], "-", t["attack"], t["label"]
+            lines.append(" ".join(fields) + "\n")
+        place = tmp_path / "LA" / protocol
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("".join(lines), encoding="utf-8")
+    call = [str(tmp_path / "LA"), str(tmp_path / "folds"), "--folds=3"]
+    asvspoof_folds.main([*call, "--first=1"])
+    assert capsys.readouterr().out.count("spoofed") == 9
+    tested = []
+    for seed in (1, 2, 3):
+        out = [tmp_path / f"{seed}_{s}.json" for s in SETS["2019_la"]]
+        prepare_asvspoof(
+            str(tmp_path / "folds" / str(seed)),
+            str(tmp_path / f"save{seed}"),
+            *map(str, out),
+            layout="2019_la",
+        )
+        tested += json.loads(out[2].read_text(encoding="utf-8"))
+    assert sorted(tested) == sorted(t["id"] for t in trials)
+    with pytest.raises(SystemExit):
+        asvspoof_folds.main([*call, "--first=3"])
+    assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "n_parts, together, says",
+    [
+        (2, [], "folds must be from 3 to 12, the number of speakers; got 2"),
+        (9, [], "folds must be from 3 to 8, the number of attacks; got 9"),
+        (4, ["A00,A99"], "no attack 'A99'"),
+    ],
+)
+def test_what_cannot_be_dealt_is_refused(n_parts, together, says):
+    with pytest.raises(ValueError, match=says):
+        asvspoof_folds.make_folds(corpus(0), n_parts, together)

@@ -2,7 +2,7 @@
 """Folds over attacks and speakers of a corpus with the tree of 2019 LA.
 
 > python asvspoof_folds.py /path/to/neural_la /path/to/folds \
-      --together A01,A05 A04,A07,A08 A11,A12 A14,A15 A02,A24
+      --together A01,A05 A04,A07,A08 A11,A12 A14,A15 A02,A24 --most=40
 > python train.py hparams/mini_ecapa_gated.yaml --make_mini_la=False \
       --data_folder='!ref /path/to/folds/<seed>'
 
@@ -13,8 +13,10 @@ names attacks that are one system with another voice or rate. Fold n tests on
 part n, validates on the next one and trains on the others. So test and
 validation have attacks and bona fide speakers of their own. What is spoofed of
 their bona fide speakers is left out of training, and of validation if it is of
-those of the test. A spoofed voice that two sets have is named by set, as
-``asvspoof_prepare.py`` lets no speaker be in two.
+those of the test. ``--most`` limits the clips of an attack in validation and
+test, where else one attack may be most of a fold. A spoofed voice that two
+sets have is named by set, as ``asvspoof_prepare.py`` lets no speaker be in
+two.
 
 A fold is a folder with the tree and the protocols of 2019 LA and links to the
 audio; its name is a seed, so that a sweep over seeds is one over folds.
@@ -65,7 +67,7 @@ def deal(sizes, n_parts):
     return parts
 
 
-def make_folds(trials, n_parts, together=()):
+def make_folds(trials, n_parts, together=(), most=None):
     """Returns for each fold the trials of its sets.
 
     Arguments
@@ -76,6 +78,8 @@ def make_folds(trials, n_parts, together=()):
         Number of folds, at least 3.
     together : list of str
         Attacks that share a part, with commas between.
+    most : int
+        Number of clips of an attack in validation and test; None: all.
 
     Returns
     -------
@@ -97,7 +101,13 @@ def make_folds(trials, n_parts, together=()):
     real = [t for t in trials if t["attack"] == "-"]
     fake = [t for t in trials if t["attack"] != "-"]
     speaker_sizes = Counter(t["speaker"] for t in real)
-    attack_sizes = Counter(system[t["attack"]] for t in fake)
+    seen, counted = Counter(), []  # the first clips of each attack
+    for trial in fake:
+        seen[trial["attack"]] += 1
+        counted.append(most is None or seen[trial["attack"]] <= most)
+    attack_sizes = Counter(
+        system[t["attack"]] for t, count in zip(fake, counted) if count
+    )
     for what, sizes in ("speakers", speaker_sizes), ("attacks", attack_sizes):
         if not 3 <= n_parts <= len(sizes):
             raise ValueError(
@@ -113,8 +123,10 @@ def make_folds(trials, n_parts, together=()):
         names.update({test: "test", (test + 1) % n_parts: "valid"})
         for trial in real:
             sets[names[by_speaker[trial["speaker"]]]].append(trial)
-        for trial in fake:
+        for trial, count in zip(fake, counted):
             name = names[by_attack[system[trial["attack"]]]]
+            if name != "train" and not count:
+                continue
             part = by_speaker.get(trial["speaker"])
             whose = name if part is None else names[part]
             order = list(sets)
@@ -159,8 +171,10 @@ def main(arguments=None):
         "--first", type=int, default=1986, help="seed that names the first"
     )
     parser.add_argument("--together", nargs="*", default=[])
+    parser.add_argument("--most", type=int)
     args = parser.parse_args(arguments)
-    folds = make_folds(read_corpus(args.corpus), args.folds, args.together)
+    trials = read_corpus(args.corpus)
+    folds = make_folds(trials, args.folds, args.together, args.most)
     for seed, sets in enumerate(folds, args.first):
         place = args.folder / str(seed)
         if place.exists():

@@ -3,6 +3,7 @@
 import json
 import random
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,20 @@ def test_parts_are_of_about_equal_size():
     folds = asvspoof_folds.make_folds(corpus(0, 40, 30, 2000), 5)
     sizes = [len(sets["test"]) for sets in folds]
     assert sum(sizes) == 2000 and max(sizes) - min(sizes) < 60
+
+
+def test_no_attack_is_most_of_a_fold():
+    trials = corpus(0, n_attacks=6, n_clips=400)
+    folds = asvspoof_folds.make_folds(trials, 3, most=10)
+    for sets in folds:
+        for name in ("valid", "test"):
+            found = Counter(t["attack"] for t in sets[name])
+            assert found.pop("-") > 20 and max(found.values()) <= 10
+        found = Counter(t["attack"] for t in sets["train"])
+        assert max(found.values()) > 10
+    assert sum(len(sets["test"]) for sets in folds) == 60 + sum(
+        t["attack"] == "-" for t in trials
+    )
 
 
 def test_a_corpus_becomes_folds(tmp_path, capsys):

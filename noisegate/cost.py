@@ -88,13 +88,9 @@ def _correct(path, rule, recorded, counted):
 
 
 def _parameter_cost(widths, calls):
-    """Cost of a parameter that the model itself adds or multiplies."""
-    return Cost(0, widths["entries"] * calls["others"], 0)
-
-
-def _shared_cost(widths, calls):
-    """Minus the parameters of a layer that another has, too."""
-    return Cost(0, -math.prod(widths.values()) * calls["others"], 0)
+    """Cost of parameters of the model itself or a subclass; fewer than 0 of
+    those that another layer has, too."""
+    return Cost(0, math.prod(widths.values()) * calls["others"], 0)
 
 
 def _count_cut(model, groups, widths, inputs, device=None):
@@ -158,18 +154,24 @@ class CostModel:
         # MACs of products between the layers: at full width, and how many
         # fewer each missing channel of a group makes them
         self._products, self._per_missing = 0, {}
+        # As it is cut: normalizations of weights are folded
+        model = cut_copy(model, groups, {})
         rules, calls, counted = self._run(model, example, front_end)
-        for path, recorded in calls.items():
-            self._add(path, rules[path].cost, rules[path].sizes(), recorded)
         missed = [path for path in rules if path not in calls]
         if missed:
             logger.warning(
                 f"The example does not reach {missed}: their multiplications "
                 "are not counted. Give an example that does, if they run"
             )
-        for path in missed:
-            never = collections.defaultdict(int)
-            self._add(path, rules[path].cost, rules[path].sizes(), never)
+        never = collections.defaultdict(int)
+        for path in [*calls, *missed]:
+            rule, recorded = rules[path], calls.get(path, never)
+            self._add(path, rule.cost, rule.sizes(), recorded)
+            named = rule.layer.named_parameters(remove_duplicate=False)
+            params = sum(parameter.numel() for _, parameter in named)
+            params -= rule.cost(rule.sizes(), recorded).params
+            if params and path != FEATURES:  # those of a subclass alone
+                self._add(path, _parameter_cost, {"": params}, {"others": 1})
         owned = {
             id(parameter)
             for rule in rules.values()
@@ -206,7 +208,7 @@ class CostModel:
         size = parameter.shape[axes[0]] if axes else 1
         width = self._width(path, f"axis{axes[0]}" if axes else "", size)
         others = {"others": parameter.numel() // size}
-        self._layers.append((path, _parameter_cost, {"entries": width}, others))
+        self._layers.append((path, _parameter_cost, {"": width}, others))
 
     def _count_shared_once(self, model, rules, calls):
         """Parameters of several layers are in the cost of each."""
@@ -225,8 +227,8 @@ class CostModel:
                     for role, size in rule.sizes().items()
                     if leaf == path and rule.axis_of(name, role) is not None
                 }
-                others = {"others": n_entries // math.prod(sizes.values())}
-                self._add(path, _shared_cost, sizes, others)
+                others = {"others": -n_entries // math.prod(sizes.values())}
+                self._add(path, _parameter_cost, sizes, others)
 
     @staticmethod
     def _run(model, example, front_end):

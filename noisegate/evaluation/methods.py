@@ -46,7 +46,8 @@ def derive(text, method):
     -------
     str
         The same with another gate and another complexity loss; the keys of
-        the gate that only it has, and those of the loss, are left out.
+        the gate that only it has, and those of the loss, are left out. Of a
+        chain of budgets there is none.
 
     Raises
     ------
@@ -91,7 +92,10 @@ def derive(text, method):
         raise ValueError(
             f"a sweep needs the keys {missing} in the YAML of the gated recipe"
         )
-    if method == "noise":
+    several = hparams.get("budgets") is not None
+    if several:  # a cell is one run
+        hparams["budgets"] = None
+    if method == "noise" and not several:
         return text
     for key, value in _SETTINGS.get(method, {}).items():
         if key in hparams:

@@ -80,7 +80,8 @@ class AttentionRule(LayerRule):
 class MultiheadRule(AttentionRule):
     """Of model width E: ``MACs = 2 queries E E + 2 keys E E + 2 pairs E``.
 
-    Heads stay; each narrows with the model width (role "heads").
+    Heads stay; each narrows with the model width (role "heads"). Where keys
+    and values have widths of their own, nothing narrows.
     """
 
     masks = ("heads",)
@@ -90,6 +91,19 @@ class MultiheadRule(AttentionRule):
         """int : integer model widths are multiples of the heads."""
         return self.layer.num_heads
 
+    def sizes(self):
+        sizes, layer = super().sizes(), self.layer
+        if layer.in_proj_weight is None:
+            sizes.update(key=layer.kdim, value=layer.vdim)
+        return sizes
+
+    def values(self, args, kwargs):
+        values = super().values(args, kwargs)
+        if self.layer.in_proj_weight is None:
+            roles = ("in", "key", "value")
+            return [(role, x) for role, (_, x) in zip(roles, values)]
+        return values
+
     def tied(self):
         """See the base class: one attribute holds both widths."""
         return True
@@ -98,9 +112,8 @@ class MultiheadRule(AttentionRule):
         return [(role, index)] + [("heads", index)] * (role == "in")
 
     def refuses(self, role, identity):
-        if role == "in" and not (
-            identity and self.layer.in_proj_weight is not None
-        ):
+        whole = identity and self.layer.in_proj_weight is not None
+        if role in ("in", "key", "value") and not whole:
             return "does not read it as it is"
 
     def masked(self, weights, args, kwargs):
@@ -137,11 +150,12 @@ class MultiheadRule(AttentionRule):
 
     def cost(self, widths, calls):
         n_in, n_out = widths["in"], widths["out"]
-        n_vectors = 2 * calls["queries"] + 2 * calls["keys"]
-        macs = n_vectors * n_in * n_out + 2 * calls["pairs"] * n_out
+        queries, keys, pairs = (calls[k] for k in ("queries", "keys", "pairs"))
+        n_read = widths.get("key", n_in) + widths.get("value", n_in)
+        macs = (2 * queries * n_in + keys * n_read + 2 * pairs) * n_out
         biases = 4 * n_out * (self.layer.in_proj_bias is not None)
-        elements = n_vectors * n_out + calls["pairs"] * self.layer.num_heads
-        return Cost(macs, 4 * n_in * n_out + biases, elements)
+        elements = 2 * (queries + keys) * n_out + pairs * self.layer.num_heads
+        return Cost(macs, (2 * n_in + n_read) * n_out + biases, elements)
 
 
 @register(RoPEMHA)

@@ -7,16 +7,15 @@
       --data_folder='!ref /path/to/folds/<seed>'
 
 What a model does about attacks that it has not heard depends on which ones
-these are. All three sets of the corpus are dealt to parts of about equal
-size: bona fide speech by speaker, spoofed speech by attack; ``--together``
-names attacks that are one system with another voice or rate. Fold n tests on
-part n, validates on the next one and trains on the others. So test and
-validation have attacks and bona fide speakers of their own. What is spoofed of
-their bona fide speakers is left out of training, and of validation if it is of
-those of the test. ``--most`` limits the clips of an attack in validation and
-test, where else one attack may be most of a fold. A spoofed voice that two
-sets have is named by set, as ``asvspoof_prepare.py`` lets no speaker be in
-two.
+these are. All three sets of the corpus are dealt to parts of about equal size,
+once by speaker and once by attack; ``--together`` names attacks that are one
+system with another voice or rate. Fold n tests on bona fide speakers and on
+attacks of part n. Of the rest, the speakers of the next part are for
+validation, with the attacks of training, as in 2019 LA. What is spoofed of
+bona fide speakers of the test is in no other set. ``--most`` limits the clips
+of an attack in validation and test, where else one may be most of them. A
+spoofed voice that the test and another set have is named by set there, as
+``asvspoof_prepare.py`` lets no speaker be in two.
 
 A fold is a folder with the tree and the protocols of 2019 LA and links to the
 audio; its name is a seed, so that a sweep over seeds is one over folds.
@@ -26,7 +25,7 @@ Authors
 """
 
 import argparse
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 
 from asvspoof_protocols import SETS, read_protocol
@@ -98,45 +97,45 @@ def make_folds(trials, n_parts, together=(), most=None):
             if attack not in system:
                 raise ValueError(f"no attack '{attack}' is in the corpus")
             system[attack] = group
-    real = [t for t in trials if t["attack"] == "-"]
-    fake = [t for t in trials if t["attack"] != "-"]
-    speaker_sizes = Counter(t["speaker"] for t in real)
-    seen, counted = Counter(), []  # the first clips of each attack
-    for trial in fake:
-        seen[trial["attack"]] += 1
-        counted.append(most is None or seen[trial["attack"]] <= most)
-    attack_sizes = Counter(
-        system[t["attack"]] for t, count in zip(fake, counted) if count
+    seen, few = Counter(), []  # the first clips of each attack
+    for trial in trials:
+        seen[trial["attack"]] += trial["attack"] != "-"
+        few.append(most is None or seen[trial["attack"]] <= most)
+    speakers = Counter(t["speaker"] for t in trials if t["attack"] == "-")
+    attacks = Counter(
+        system[t["attack"]]
+        for t, first in zip(trials, few)
+        if first and t["attack"] != "-"
     )
-    for what, sizes in ("speakers", speaker_sizes), ("attacks", attack_sizes):
+    for what, sizes in ("speakers", speakers), ("attacks", attacks):
         if not 3 <= n_parts <= len(sizes):
             raise ValueError(
                 f"folds must be from 3 to {len(sizes)}, the number of {what}; "
                 f"got {n_parts}"
             )
-    by_speaker = deal(speaker_sizes, n_parts)
-    by_attack = deal(attack_sizes, n_parts)
+    voices = Counter(t["speaker"] for t in trials)
+    by_attack = deal(attacks, n_parts)
+    by_speaker = deal(speakers, n_parts)
+    by_speaker.update(
+        deal({v: n for v, n in voices.items() if v not in speakers}, n_parts)
+    )
     folds = []
     for test in range(n_parts):
         sets = {"train": [], "valid": [], "test": []}
-        names = defaultdict(lambda: "train")
-        names.update({test: "test", (test + 1) % n_parts: "valid"})
-        for trial in real:
-            sets[names[by_speaker[trial["speaker"]]]].append(trial)
-        for trial, count in zip(fake, counted):
-            name = names[by_attack[system[trial["attack"]]]]
-            if name != "train" and not count:
-                continue
-            part = by_speaker.get(trial["speaker"])
-            whose = name if part is None else names[part]
-            order = list(sets)
-            if order.index(whose) > order.index(name):
-                continue  # speaks in a set that has to be new
-            sets[name].append(
-                {**trial, "speaker": f"{trial['speaker']}_{name}"}
-                if whose != name or part is None
-                else trial
-            )
+        for trial, first in zip(trials, few):
+            spoofed = trial["attack"] != "-"
+            whose = by_speaker[trial["speaker"]]
+            if spoofed and by_attack[system[trial["attack"]]] == test:
+                name = "test"
+                trial = {**trial, "speaker": f"{trial['speaker']}_test"}
+            elif whose == test:
+                if spoofed and trial["speaker"] in speakers:
+                    continue
+                name = "train" if spoofed else "test"
+            else:
+                name = "valid" if whose == (test + 1) % n_parts else "train"
+            if name == "train" or first:
+                sets[name].append(trial)
         folds.append(sets)
     return folds
 

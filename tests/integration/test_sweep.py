@@ -79,11 +79,14 @@ def test_the_yaml_of_a_method(method):
 
 
 def test_all_recipes_can_be_swept():
-    """Each gated YAML has the keys, and a dense twin without gates."""
+    """Each gated YAML has the keys, and a dense twin without gates; a cell is
+    one run, also of a recipe that makes a chain of budgets by itself."""
     assert len(YAMLS) >= 13
     for path in YAMLS:
         text = path.read_text(encoding="utf-8")
         assert YAML().load(derive(text, "dense"))["gates"]["layers"] == []
+        for method in METHODS:
+            assert YAML().load(derive(text, method)).get("budgets") is None
 
 
 def test_all_methods_and_the_table(tmp_path):

@@ -10,6 +10,7 @@ from speechbrain.nnet.containers import Sequential
 from speechbrain.nnet.linear import Linear
 from speechbrain.nnet.normalization import BatchNorm1d, LayerNorm
 from speechbrain.nnet.RNN import GRU
+from torch.nn.utils import parametrizations
 
 from noisegate.compact import compact
 from noisegate.cost import CostModel
@@ -339,6 +340,67 @@ def test_a_formula_that_does_not_hold_is_said(caplog):
     net = torch.nn.Sequential(torch.nn.Linear(6, 8), Twice(8, 7))
     CostModel(net, [], [torch.rand(1, 9, 6)], 1.0)
     assert "'1' (Twice)" in caplog.text
+
+
+class Scaled(torch.nn.Linear):
+    """Has parameters that its parent has not."""
+
+    def __init__(self, n_in, n_out):
+        super().__init__(n_in, n_out)
+        self.scale = torch.nn.Parameter(torch.rand(n_out))
+
+    def forward(self, x):
+        return super().forward(x) * self.scale
+
+
+class Attending(torch.nn.Module):
+    """Keys and values have widths of their own."""
+
+    def __init__(self, attention):
+        super().__init__()
+        self.read = torch.nn.Linear(6, 8)
+        self.keys = torch.nn.Linear(6, 5)
+        self.values = torch.nn.Linear(6, 3)
+        self.attention = attention
+        self.inner = torch.nn.Linear(8, 7)
+        self.out = torch.nn.Linear(7, 2)
+
+    def forward(self, x):
+        read = self.read(x), self.keys(x), self.values(x)
+        y, _ = self.attention(*read, need_weights=False)
+        return self.out(self.inner(y).relu())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Scaled(8, 8),
+        lambda: parametrizations.orthogonal(torch.nn.Linear(8, 8)),
+        lambda: parametrizations.weight_norm(torch.nn.Linear(8, 8)),
+        lambda: torch.nn.utils.weight_norm(torch.nn.Linear(8, 8)),
+        lambda: torch.nn.utils.spectral_norm(torch.nn.Linear(8, 8)),
+        lambda: torch.nn.MultiheadAttention(
+            8, 2, kdim=5, vdim=3, batch_first=True
+        ),
+    ],
+    ids="subclass orthogonal weight_norm older spectral attention".split(),
+)
+def test_parameters_are_those_of_the_cut_model(make, caplog):
+    """What computes or scales weights is folded before anything is counted."""
+    middle = make()
+    if isinstance(middle, torch.nn.MultiheadAttention):
+        net = Attending(middle)
+    else:
+        net = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU())
+        net.extend([middle, torch.nn.Linear(8, 7), torch.nn.Linear(7, 2)])
+    gates = Gates(net.eval(), input_shape=[1, 20, 6])
+    for draw in (0, 1):
+        widths = models.random_widths(gates, draw)
+        gates.freeze(widths)
+        small, _ = compact(gates)
+        assert gates.cost.params(widths) == n_parameters(small)
+        said = gates.cost.macs(widths)
+        assert said == count_macs(small, torch.rand(1, 20, 6))
 
 
 class Language(torch.nn.Module):

@@ -87,12 +87,20 @@ def cut_copy(model, groups, keep):
 
 def detached_copy(model, memo=None):
     """Returns a deep copy of a model, in which the last pass may have left
-    tensors that are part of a graph, as torch's older weight norm does."""
+    tensors that are part of a graph, as torch's older weight norm does.
+    Raises ValueError if it has parts that cannot be copied."""
     for module in model.modules():
         for name, value in vars(module).items():
             if torch.is_tensor(value) and value.grad_fn is not None:
                 setattr(module, name, value.detach())
-    twin = copy.deepcopy(model, memo)
+    try:
+        twin = copy.deepcopy(model, memo)
+    except (TypeError, RuntimeError) as error:
+        name = type(model).__name__
+        raise ValueError(
+            f"{name} cannot be copied ({error}): give what keeps it from that "
+            "a __deepcopy__, or make it in the forward"
+        ) from error
     for parameter in twin.parameters():
         if parameter.grad_fn is not None:  # torch.jit clones it
             parameter.detach_().requires_grad_()

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import threading
 
 import pytest
 import torch
@@ -288,6 +289,15 @@ def test_models_of_other_types(kind):
     model = Chain(torch.relu).to(kind)
     gates = noisegate.Gates(model, input_shape=[1, 9, 6])
     assert list(gates) == ["first", "second"]
+
+
+@pytest.mark.parametrize("layers", [None, []])
+def test_what_cannot_be_copied_is_named(layers):
+    """Before training, also where nothing is gated."""
+    model = Chain(torch.relu)
+    model.lock = threading.Lock()
+    with pytest.raises(ValueError, match="Chain cannot be copied .*lock"):
+        noisegate.Gates(model, input_shape=[1, 9, 6], layers=layers)
 
 
 def test_code_of_one_type_is_tried_in_it():

@@ -48,7 +48,7 @@ from noisegate.evaluation.files import (
 from noisegate.evaluation.methods import derive
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = ROOT / "benchmarks" / "results" / "steps.json"
 sys.path.append(str(ROOT / "recipes" / "ASVspoof"))
 
 from resnet34 import ResNet34  # noqa: E402
@@ -390,20 +390,20 @@ def run(arguments, names, device):
 
 
 def save(folder, name, commit):
-    """Gathers what was measured in ``benchmarks/results/steps_NAME.json``."""
+    """Gathers what was measured under a name in ``results/steps.json``."""
     rows = []
     for path in sorted(folder.glob("steps_*.json")):
         for row in json.loads(path.read_text(encoding="utf-8")).values():
             rows.append({**row, "commit": commit})
-    text = json.dumps(rows, indent=1) + "\n"
-    write_atomically(RESULTS / f"steps_{name}.json", text)
+    saved = json.loads(RESULTS.read_text(encoding="utf-8"))
+    text = json.dumps({**saved, f"steps_{name}": rows}, indent=1)
+    write_atomically(RESULTS, text + "\n")
 
 
 def table(path):
-    """Fills the tables of a README with what lies in benchmarks/results."""
-    for file in sorted(RESULTS.glob("steps_*.json")):
-        found = json.loads(file.read_text(encoding="utf-8"))
-        fill_blocks(path, **{file.stem: _table(found)})
+    """Fills the tables of a README with what was saved."""
+    saved = json.loads(RESULTS.read_text(encoding="utf-8"))
+    fill_blocks(path, **{name: _table(rows) for name, rows in saved.items()})
 
 
 def _table(found):
@@ -467,7 +467,7 @@ def main():
     parser.add_argument("--precisions", default=",".join(PRECISIONS))
     parser.add_argument("--compile", default="", help="models, by commas")
     parser.add_argument("--aligned", default="", help="models, by commas")
-    parser.add_argument("--save", help="as results/steps_NAME.json")
+    parser.add_argument("--save", help="name in results/steps.json")
     parser.add_argument("--commit", help="that was measured")
     parser.add_argument("--table", type=Path, help="README to fill")
     arguments = parser.parse_args()

@@ -6,14 +6,13 @@
 
 Everything that is compared is timed in turn within this one process; the
 ratio of a pair is the median over rounds of the ratio within the round.
-Figures are written to benchmarks/results/speed_<device>.json.
+Figures are written to benchmarks/results/times.json.
 
 Authors
  * The noisegate developers, 2026
 """
 
 import argparse
-import json
 import platform
 import sys
 import tempfile
@@ -21,19 +20,14 @@ from pathlib import Path
 
 import torch
 from hyperpyyaml import load_hyperpyyaml
-from steps import compare
+from steps import compare, save_times, saved_times
 
 from noisegate.compact import compact, constructor, save_compact
-from noisegate.evaluation.files import (
-    fill_blocks,
-    markdown_table,
-    write_atomically,
-)
+from noisegate.evaluation.files import fill_blocks, markdown_table
 from noisegate.evaluation.methods import derive
 
 ROOT = Path(__file__).parents[1]
 HPARAMS = ROOT / "recipes" / "VAD" / "hparams"
-RESULTS = ROOT / "benchmarks" / "results"
 FRAMES, BATCH = 401, 16
 
 
@@ -131,8 +125,7 @@ def latencies(model, rounds, device):
 def write_table(readme):
     """Writes the figures on disk into the block "speed" of a Markdown file."""
     rows = []
-    for path in sorted(RESULTS.glob("speed_*.json")):
-        report = json.loads(path.read_text(encoding="utf-8"))
+    for report in saved_times("speed").values():
         for model, label in NAMES.items():
             for what, figures in report[model].items():
                 for name, value in figures.items():
@@ -172,5 +165,4 @@ if __name__ == "__main__":
                     f"{name:12} {what:14} {row:24} {value['ms']:8.1f} ms "
                     f"ratio {value['ratio']:.3f}"
                 )
-    out = RESULTS / f"speed_{args.device}.json"
-    write_atomically(out, json.dumps(report, indent=2) + "\n")
+    save_times(f"speed_{args.device}", report)

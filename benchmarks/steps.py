@@ -48,7 +48,7 @@ from noisegate.evaluation.files import (
 from noisegate.evaluation.methods import derive
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "steps.json"
+TIMES = ROOT / "benchmarks" / "results" / "times.json"
 sys.path.append(str(ROOT / "recipes" / "ASVspoof"))
 
 from resnet34 import ResNet34  # noqa: E402
@@ -389,20 +389,31 @@ def run(arguments, names, device):
             torch.cuda.empty_cache()
 
 
+def saved_times(kind):
+    """What was saved of a kind ("steps", "speed"): dict by name."""
+    saved = json.loads(TIMES.read_text(encoding="utf-8"))
+    return {k: v for k, v in saved.items() if k.startswith(f"{kind}_")}
+
+
+def save_times(name, found):
+    """Puts what was measured into ``results/times.json``."""
+    saved = json.loads(TIMES.read_text(encoding="utf-8"))
+    text = json.dumps({**saved, name: found}, indent=1)
+    write_atomically(TIMES, text + "\n")
+
+
 def save(folder, name, commit):
-    """Gathers what was measured under a name in ``results/steps.json``."""
+    """Gathers what was measured of all models."""
     rows = []
     for path in sorted(folder.glob("steps_*.json")):
         for row in json.loads(path.read_text(encoding="utf-8")).values():
             rows.append({**row, "commit": commit})
-    saved = json.loads(RESULTS.read_text(encoding="utf-8"))
-    text = json.dumps({**saved, f"steps_{name}": rows}, indent=1)
-    write_atomically(RESULTS, text + "\n")
+    save_times(f"steps_{name}", rows)
 
 
 def table(path):
     """Fills the tables of a README with what was saved."""
-    saved = json.loads(RESULTS.read_text(encoding="utf-8"))
+    saved = saved_times("steps")
     fill_blocks(path, **{name: _table(rows) for name, rows in saved.items()})
 
 
@@ -467,7 +478,7 @@ def main():
     parser.add_argument("--precisions", default=",".join(PRECISIONS))
     parser.add_argument("--compile", default="", help="models, by commas")
     parser.add_argument("--aligned", default="", help="models, by commas")
-    parser.add_argument("--save", help="name in results/steps.json")
+    parser.add_argument("--save", help="name in results/times.json")
     parser.add_argument("--commit", help="that was measured")
     parser.add_argument("--table", type=Path, help="README to fill")
     arguments = parser.parse_args()

@@ -157,10 +157,9 @@ class SweepFolder:
 
     def _chained(self, cell, needed, folder):
         """What a cell of a chain is called with besides."""
-        options = {"budgets": None}
+        options, chain = {"budgets": None}, self.plan["chain"]
         if cell.method == "dense":
-            options |= {**self.plan["chain"]["dense"], "gate_layers": []}
-            return options
+            return {**options, **chain["dense"], "gate_layers": []}
         teacher = needed["teacher"].name
         options["teacher_folder"] = str(folder / "cells" / teacher / "compact")
         if "start" in needed:
@@ -170,7 +169,14 @@ class SweepFolder:
                 self.result(name)["macs_per_second"]
                 for name in (teacher, start)
             )
-            options |= stage(self.plan["chain"]["stage"], cell.budget, full, at)
+            options |= stage(chain["stage"], cell.budget, full, at)
+        elif epochs := chain.get("number_of_epochs"):
+            # As many steps as the others have taken down to this budget
+            wider = {
+                c.budget for c in self.cells if cell.budget <= c.budget < 1
+            }
+            more = chain["stage"].get("number_of_epochs", epochs)
+            options["number_of_epochs"] = epochs + len(wider) * more
         return options
 
     def arguments(self, cell, folder=None):

@@ -75,7 +75,8 @@ class Sweep(SweepFolder):
         Whether methods go from budget to budget, from the dense model on and
         with it as teacher (:mod:`noisegate.evaluation.chain`), with the values
         of the keys ``dense`` and ``stage`` in the YAML. Methods that start
-        from scratch have the teacher, too.
+        from scratch have the teacher, too, and as many epochs as the others
+        take in all down to the same budget.
 
     Raises
     ------
@@ -172,13 +173,16 @@ class Sweep(SweepFolder):
         arguments = [str(files[0]), *overrides]
         hparams_file, _, overrides = sb.parse_arguments(arguments)
         hparams = plan_of(hparams_file, overrides)
-        missing = [key for key in CHAIN_KEYS if key not in hparams]
+        keys = (*CHAIN_KEYS, "number_of_epochs")
+        missing = [key for key in keys if key not in hparams]
         if missing or len(files) > 1:
             raise ValueError(
-                f"a chain needs one YAML, with the keys {list(CHAIN_KEYS)}; "
+                f"a chain needs one YAML, with the keys {list(keys)}; "
                 f"{files[0].name} lacks {missing}"
             )
-        return {key: dict(hparams[key]) for key in ("dense", "stage")}
+        values = {key: dict(hparams[key]) for key in ("dense", "stage")}
+        epochs = {**hparams, **values["dense"]}["number_of_epochs"]
+        return {**values, "number_of_epochs": epochs}
 
     def _plan(self):
         try:

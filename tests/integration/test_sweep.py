@@ -313,6 +313,11 @@ def test_methods_in_a_chain(tmp_path, monkeypatch):
     assert len(shares) == 7
     for (method, budget), share in shares.items():
         assert 0.8 * budget < share <= budget, method
+    # Who starts from scratch has as many steps as the others have had
+    names = ["dense_1_1", "noise_0.5_1", "noise_0.25_1"]
+    steps = [sweep.result(name)["steps"] for name in names]
+    assert sweep.result("narrow_0.5_1")["steps"] == sum(steps[:2])
+    assert sweep.result("narrow_0.25_1")["steps"] == sum(steps)
     widths = sweep.result("noise_0.25_1")["widths"]
     command = [sys.executable, str(sweep.script), str(yaml), *small]
     command += ["--budgets=[0.5,0.25]", f"--output_folder={tmp_path / 'run'}"]

@@ -61,7 +61,7 @@ docs: venv
 DEMO := cd recipes/Keywords && OMP_NUM_THREADS=1 $(BIN)
 demo: check-torch
 	$(DEMO)/noisegate sweep hparams/tc_resnet8_gated.yaml --chain \
-	--folder=results/demo --budgets=0.25,0.125,0.04 \
+	--folder=results/demo --budgets=0.125,0.04 \
 	--methods=noise,narrow --jobs=2
 	$(DEMO)/noisegate latency results/demo --rounds=3 --trust
 	$(DEMO)/noisegate report results/demo

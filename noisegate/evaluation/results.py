@@ -157,11 +157,12 @@ class SweepFolder:
 
     def _chained(self, cell, needed, folder):
         """What a cell of a chain is called with besides."""
-        options, chain = {"budgets": None}, self.plan["chain"]
+        chain = self.plan["chain"]
         if cell.method == "dense":
-            return {**options, **chain["dense"], "gate_layers": []}
+            return {**chain["dense"], "gate_layers": []}
         teacher = needed["teacher"].name
-        options["teacher_folder"] = str(folder / "cells" / teacher / "compact")
+        place = folder / "cells" / teacher / "compact"
+        options = {"teacher_folder": str(place)}
         if "start" in needed:
             start = needed["start"].name
             options["pretrained"] = str(folder / "cells" / start / "compact")

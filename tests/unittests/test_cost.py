@@ -385,7 +385,7 @@ class Attending(torch.nn.Module):
     ],
     ids="subclass orthogonal weight_norm older spectral attention".split(),
 )
-def test_parameters_are_those_of_the_cut_model(make, caplog):
+def test_parameters_are_those_of_the_cut_model(make):
     """What computes or scales weights is folded before anything is counted."""
     middle = make()
     if isinstance(middle, torch.nn.MultiheadAttention):

@@ -49,9 +49,8 @@ quick: check-torch
 	tests/unittests/test_calls.py tests/unittests/test_brain_model.py \
 	tests/unittests/test_teacher.py
 
-test: check-torch style shape
+test: check-torch style shape docs
 	$(PYTEST) --doctest-modules noisegate tests
-	$(BIN)/mkdocs build --strict
 
 docs: venv
 	$(BIN)/mkdocs build --strict

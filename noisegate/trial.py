@@ -361,14 +361,14 @@ class _Trial:
     def _cut_and_compare(self, groups, inputs, low, high):
         gates = {g.name: self._gate(g, low, high) for g in groups}
         keep = {name: gate.open_channels() for name, gate in gates.items()}
-        (expected,) = self._masked(groups, gates, inputs, [0])
         small = cut_copy(self.model, groups, keep)
         fewer = list(inputs)
         if FEATURES in keep:
             fewer[0] = fewer[0].index_select(-1, keep[FEATURES])
-        difference = relative_difference(expected, self._run(small, fewer))
-        limit = _TOLERANCE[self.doubles.dtype]
-        noise = self.noise
+        made = self._run(small, fewer)  # first: it is small, and may raise
+        (expected,) = self._masked(groups, gates, inputs, [0])
+        difference = relative_difference(expected, made)
+        limit, noise = _TOLERANCE[self.doubles.dtype], self.noise
         if noise and not difference <= limit + 4 * noise:
             # Random numbers weigh more where the output, a score perhaps, is
             # small by chance

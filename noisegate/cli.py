@@ -120,8 +120,8 @@ def _inspect(known, overrides):
 def _sweep(known, overrides):
     """Runs a sweep and prints its table."""
     from noisegate.evaluation.files import markdown_table
-    from noisegate.evaluation.results import figures, summarize
     from noisegate.evaluation.sweep import Sweep
+    from noisegate.evaluation.table import figures, summarize
 
     sweep = Sweep(
         known.hparams,

@@ -22,7 +22,7 @@ from speechbrain.utils.logger import get_logger
 
 from noisegate.evaluation.card import write_card
 from noisegate.evaluation.files import markdown_table, write_atomically
-from noisegate.evaluation.results import find_metric, stage
+from noisegate.evaluation.results import stage
 from noisegate.evaluation.run_folder import (
     check_overrides,
     claim,
@@ -32,6 +32,7 @@ from noisegate.evaluation.run_folder import (
     read_yaml,
     result_of,
 )
+from noisegate.evaluation.table import find_metric
 
 logger = get_logger(__name__)
 

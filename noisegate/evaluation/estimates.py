@@ -13,7 +13,7 @@ from scipy.stats import t as student
 from noisegate.evaluation.bootstrap import Bootstrap
 from noisegate.evaluation.files import without_paths
 from noisegate.evaluation.methods import METHODS
-from noisegate.evaluation.results import figures, find_metric, summarize
+from noisegate.evaluation.table import figures, find_metric, summarize
 from noisegate.evaluation.trials import read_trials
 
 
@@ -25,7 +25,7 @@ class SweepResults:
     sweep : noisegate.evaluation.results.SweepFolder
         The sweep.
     metric : str
-        See :func:`noisegate.evaluation.results.summarize`.
+        See :func:`noisegate.evaluation.table.summarize`.
     published : str
         Path of a CSV with published figures, or None; see
         :func:`noisegate.evaluation.report.write_report`.

@@ -25,8 +25,9 @@ from noisegate.evaluation.files import (
     without_paths,
     write_atomically,
 )
-from noisegate.evaluation.results import SweepFolder, figures, summarize
+from noisegate.evaluation.results import SweepFolder
 from noisegate.evaluation.sections import SECTIONS, conclusion
+from noisegate.evaluation.table import figures, summarize
 from noisegate.extras import extra
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -146,7 +147,7 @@ def write_report(
     folder : str
         The folder of the sweep.
     metric : str
-        See :func:`noisegate.evaluation.results.summarize`; less is taken as
+        See :func:`noisegate.evaluation.table.summarize`; less is taken as
         better.
     published : str
         Path of a CSV with figures of other work to show beside: columns

@@ -21,8 +21,8 @@ from noisegate.evaluation.curves import area, hypervolume, monotonicity, pareto
 from noisegate.evaluation.files import without_paths
 from noisegate.evaluation.latency import latency_note
 from noisegate.evaluation.metrics import roc_points
-from noisegate.evaluation.results import spread
 from noisegate.evaluation.section_widths import epochs, lines, macs, widths
+from noisegate.evaluation.table import spread
 from noisegate.evaluation.trials import read_trials
 
 _ASIDE = 0.04  # octaves between methods of the same cost

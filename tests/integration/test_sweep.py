@@ -14,8 +14,9 @@ from ruamel.yaml import YAML
 
 from noisegate.cli import main
 from noisegate.evaluation.methods import METHODS, derive
-from noisegate.evaluation.results import SweepFolder, figures, summarize
+from noisegate.evaluation.results import SweepFolder
 from noisegate.evaluation.sweep import Sweep
+from noisegate.evaluation.table import figures, summarize
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 GATED = RECIPES / "Synthetic" / "hparams" / "student_gated.yaml"

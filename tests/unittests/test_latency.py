@@ -11,7 +11,8 @@ from speechbrain.nnet.linear import Linear
 from noisegate.cli import main
 from noisegate.compact import save_compact
 from noisegate.evaluation import latency
-from noisegate.evaluation.results import SweepFolder, figures, summarize
+from noisegate.evaluation.results import SweepFolder
+from noisegate.evaluation.table import figures, summarize
 
 SHAPE = {"segment_s": 0.5, "input_shape": {"model": [1, 50, 8]}}
 MADE = """!new:speechbrain.nnet.containers.Sequential

@@ -231,9 +231,10 @@ class ComplexityLoss(torch.nn.Module):
     def freeze(self):
         """Rounds all widths and fixes them.
 
-        With a budget the real-valued widths are scaled by one common factor
-        to meet it, rounded down, and what is left is given to the gates that
-        lost most by rounding, as long as it fits.
+        With a budget the real-valued widths are scaled by one common factor,
+        the greatest with which they meet it when rounded (to the nearest by
+        ratio), and what is left is given to the gates that have least of what
+        they have learned, as long as it fits.
 
         Returns the final widths (dict).
         """
@@ -251,31 +252,29 @@ class ComplexityLoss(torch.nn.Module):
         limit = self.budget * cost.macs() * (1 + 1e-9)
 
         def scaled(factor):
-            return {
-                name: min(gate.size, max(gate.min_width, widths[name] * factor))
-                for name, gate in gates.items()
-            }
+            """Widths times a factor, each as the nearest it can be, by
+            ratio."""
+            near = {}
+            for name, gate in gates.items():
+                step, width = gate.granularity, widths[name] * factor
+                below = max(gate.min_width, int(width) // step * step)
+                above = min(gate.size, below + step)
+                near[name] = above if below * above < width**2 else below
+            return near
 
         low, high = 0.0, max(gate.size for gate in gates.values()) + 1.0
         for _ in range(60):
             middle = (low + high) / 2
             fits = cost.macs(scaled(middle)) <= limit
             low, high = (middle, high) if fits else (low, middle)
-        ideal = scaled(low)
-        final = {
-            name: max(gate.min_width, int(ideal[name] + 1e-6) // step * step)
-            for name, gate in gates.items()
-            for step in [gate.granularity]
-        }
+        final = scaled(low)
         while True:
             fits = [
-                (final[name] - ideal[name], name)
+                (more[name] / widths[name], name, more)
                 for name, gate in gates.items()
-                if final[name] + gate.granularity <= gate.size
-                and cost.macs({**final, name: final[name] + gate.granularity})
-                <= limit
+                for more in [{**final, name: final[name] + gate.granularity}]
+                if more[name] <= gate.size and cost.macs(more) <= limit
             ]
             if not fits:
                 return final
-            name = min(fits)[1]
-            final[name] += gates[name].granularity
+            *_, final = min(fits, key=lambda x: x[:2])

@@ -22,7 +22,13 @@ from noisegate.gate import NoiseGate
 from noisegate.probe import FORWARD_ERRORS, evaluating, map_tensors, tensors
 from noisegate.rules.features import FEATURES
 
-_N_TRIES = 2  # of widths that leave something
+# Cut on trial: every n-th group, from which on, to a part of its widths. At
+# the smallest ones a wrong channel may be hidden, or a stream be constant;
+# where all are cut, one that is wrong alone. The greatest width is no multiple
+# of what divides the size
+_DRAWS = [(0, 1, *part) for part in ((0, 0), (1, 1), (0, 0.5), (0, 1))]
+_DRAWS += [(0, 2, 0, 0), (1, 2, 0, 0)]
+_ALL = [*range(len(_DRAWS))]
 # Of sums over some layers, relative to the output
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5}
 MAX_NOISE = 1e-3  # of models that draw random numbers in evaluation
@@ -146,42 +152,41 @@ def lock_inexact(model, groups, inputs, more):
 
 
 def _lock(trial, free):
-    exact = free
-    # A part is tried a little at first: all that is left is tried anyway
-    for thorough in (False, True):
-        if trial.failure(exact) is None:
-            return
-        exact = _exact(trial, exact, thorough)
-    if trial.failure(exact) is None:
+    exact, tried = free, []
+    while found := trial.failure(exact):
+        # With the draw that fails, and if it does again with all
+        draws = [found[1]] if [found[1]] not in tried else _ALL
+        if draws in tried:
+            break
+        tried.append(draws)
+        exact = _exact(trial, exact, draws)
+    else:
         return
     together = []
     for group in exact:
-        failure = trial.failure([*together, group])
-        if failure is None:
-            together.append(group)
+        if found := trial.failure([*together, group]):
+            group.locked_reason = f"not exact when cut with others: {found[0]}"
         else:
-            group.locked_reason = f"not exact when cut with others: {failure}"
+            together.append(group)
 
 
-def _exact(trial, groups, thorough):
+def _exact(trial, groups, draws):
     """Returns the groups themselves if they are exact together, otherwise
     those that are in a half of them, a half of that or alone; locks the
     others."""
-    failure = trial.failure(groups, thorough)
-    if failure is not None and len(groups) == 1:
-        (group,) = groups
-        if group.min_width == 1 and group.size > 2:
-            # Axes of size 1 are often taken away
-            group.min_width = 2
-            failure = trial.failure(groups, thorough)
-        if failure is not None:
-            group.locked_reason = f"not exact when cut: {failure}"
-            return []
-    if failure is None:
+    if not (found := trial.failure(groups, draws)):
         return groups
-    half = len(groups) // 2
-    parts = groups[:half], groups[half:]
-    return [x for part in parts for x in _exact(trial, part, thorough)]
+    if len(groups) > 1:
+        half = len(groups) // 2
+        first, second = groups[:half], groups[half:]
+        return _exact(trial, first, draws) + _exact(trial, second, draws)
+    (group,) = groups
+    if group.min_width == 1 and group.size > 2:
+        # Axes of size 1 are often taken away
+        group.min_width = 2
+        return _exact(trial, groups, draws)
+    group.locked_reason = f"not exact when cut: {found[0]}"
+    return []
 
 
 def _check_copy(model, inputs):
@@ -228,6 +233,7 @@ class _Trial:
             self._prepare(model, inputs, torch.float64)
         except FORWARD_ERRORS:  # code that computes in one type only
             self._prepare(model, inputs, torch.float32)
+        self.plain = inputs
         with torch.random.fork_rng():
             self.inputs = self._variants(inputs, more)
 
@@ -325,37 +331,32 @@ class _Trial:
         # Integers, such as codes, may have ties in float32
         return outputs if self.doubles.dtype is torch.float64 else scores
 
-    def failure(self, groups, thorough=True):
-        """Returns why cutting some groups is not exact, or None if it is."""
-        # At the smallest widths a wrong channel may be hidden, or a stream be
-        # constant; where all are cut, one that is wrong alone. The greatest
-        # width is no multiple of what divides the size
-        draws, n_tries = [(groups, 0, 0), (groups, 1, 1)], 1
-        if thorough:
-            draws += [(groups, 0, 0.5), (groups, 0, 1)]
-            draws += [(groups[::2], 0, 0), (groups[1::2], 0, 0)]
-            n_tries = _N_TRIES
-        for seed, (cut_groups, low, high) in enumerate(draws):
-            if not cut_groups:
+    def failure(self, groups, draws=_ALL):
+        """Returns why cutting is not exact and in which draw, or None."""
+        for draw in draws:
+            first, step, low, high = _DRAWS[draw]
+            if not (some := groups[first::step]):
                 continue
-            inputs = self.inputs[seed % len(self.inputs)]
+            inputs = self.inputs[draw % len(self.inputs)]
+            inputs = self.plain if step > 1 else inputs
             try:
                 # No difference at all: what is left may be silent
-                for start in range(seed, 10 * n_tries, 10):
+                for i in range(1 if len(draws) == 1 else 2):
                     with torch.random.fork_rng():
-                        torch.manual_seed(start)
+                        torch.manual_seed(draw + 10 * i)
                         difference, limit = self._cut_and_compare(
-                            cut_groups, inputs, low, high
+                            some, inputs, low, high
                         )
                     if difference:
                         break
             except torch.OutOfMemoryError:
                 raise
             except FORWARD_ERRORS as error:
-                first = (str(error).splitlines() or [""])[0]
-                return f"{type(error).__name__}: {first}"
+                line = (str(error).splitlines() or [""])[0]
+                return f"{type(error).__name__}: {line}", draw
             if not difference <= limit:
-                return f"the output changes by {difference:.1g} (relative)"
+                reason = f"the output changes by {difference:.1g} (relative)"
+                return reason, draw
         return None
 
     def _cut_and_compare(self, groups, inputs, low, high):

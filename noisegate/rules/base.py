@@ -273,7 +273,7 @@ def select(module, name, axis, index):
     parameter = getattr(module, name, None)
     if parameter is None:
         return
-    selected = parameter.detach().index_select(axis, index).clone()
+    selected = parameter.detach().index_select(axis, index)
     if isinstance(parameter, torch.nn.Parameter):
         selected = torch.nn.Parameter(selected, parameter.requires_grad)
     elif name in dict(module.named_buffers(recurse=False)):

@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from speechbrain.nnet.CNN import Conv1d
 from speechbrain.nnet.containers import Sequential
 from speechbrain.nnet.linear import Linear
+from speechbrain.nnet.RNN import GRU
 
 from noisegate.baselines.gates import HardConcreteGate
 from noisegate.gate import NoiseGate
@@ -137,6 +139,27 @@ def test_freezing_keeps_what_meets_the_budget():
         gates[name].set_width(width)
     budget = gates.cost.ratio(expected)
     assert ComplexityLoss(gates, budget=budget).freeze() == expected
+
+
+def test_freezing_keeps_the_proportions():
+    """A recurrent layer of 7.2 channels is not cut to 6 for what fills up
+    the cheap layer behind it."""
+    net = Sequential(input_shape=[None, None, 28])
+    for name in ("conv1", "conv2"):
+        net.append(Conv1d, out_channels=48, kernel_size=5, layer_name=name)
+        net.append(torch.nn.ReLU(), layer_name=f"{name}_act")
+    options = {"hidden_size": 48, "num_layers": 2, "bidirectional": True}
+    net.append(GRU, **options, layer_name="rnn")
+    net.append(Linear, n_neurons=48, layer_name="dnn")
+    net.append(torch.nn.ReLU(), layer_name="dnn_act")
+    net.append(Linear, n_neurons=1, layer_name="out")
+    gates = Gates(net, input_shape=[1, 401, 28])
+    learned = {"conv1": 6.45, "conv2": 9.28, "rnn": 7.16, "dnn": 19.0}
+    for name, width in learned.items():
+        gates[name].set_width(width)
+    widths = ComplexityLoss(gates, budget=1 / 32).freeze()
+    ratios = [widths[name] / width for name, width in learned.items()]
+    assert max(ratios) < 1.2 * min(ratios)
 
 
 def test_a_fixed_weight():

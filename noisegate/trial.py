@@ -25,9 +25,9 @@ from noisegate.rules.features import FEATURES
 # Cut on trial: every n-th group, from which on, to a part of its widths. At
 # the smallest ones a wrong channel may be hidden, or a stream be constant;
 # where all are cut, one that is wrong alone. The greatest width is no multiple
-# of what divides the size
-_DRAWS = [(0, 1, *part) for part in ((0, 0), (1, 1), (0, 0.5), (0, 1))]
-_DRAWS += [(0, 2, 0, 0), (1, 2, 0, 0)]
+# of what divides the size. By a digit of their index groups of one size differ
+_DRAWS = [(0, 1, 0, 0, 0), (0, 1, 1, 1, 0), (0, 1, 0, 0.5, 0), (0, 1, 0, 1, 1)]
+_DRAWS += [(0, 2, 0, 0, 0), (1, 2, 0, 0, 0)]
 _ALL = [*range(len(_DRAWS))]
 # Of sums over some layers, relative to the output
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5}
@@ -134,9 +134,8 @@ class _Doubles(TorchFunctionMode):
 def lock_inexact(model, groups, inputs, more):
     """Locks the groups whose cut model does not equal the masked one.
 
-    All groups are cut at once to small, random and the greatest widths, all
-    and every second to the smallest ones; if that is not exact, a half of
-    them, down to single ones.
+    All groups, and every second, are cut at once, to several widths; if that
+    is not exact, a half of them, down to single ones.
 
     The model is plain and is not changed, the groups are: ``locked_reason``
     and ``min_width``. ``inputs`` are its arguments, ``more`` others (a list),
@@ -171,9 +170,8 @@ def _lock(trial, free):
 
 
 def _exact(trial, groups, draws):
-    """Returns the groups themselves if they are exact together, otherwise
-    those that are in a half of them, a half of that or alone; locks the
-    others."""
+    """Returns the groups that are exact together, or in a half of them, a
+    half of that or alone; locks the others."""
     if not (found := trial.failure(groups, draws)):
         return groups
     if len(groups) > 1:
@@ -245,17 +243,16 @@ class _Trial:
             if dtype is torch.float64:
                 self.model.double()
             self._randomise()
-            first, again, other = (
-                self._run(self.model, inputs, seed) for seed in (0, 0, 1)
-            )
+            first, other = (self._run(self.model, inputs, i) for i in (0, 1))
+            # A model may draw random numbers in evaluation too
+            self.noise = relative_difference(first, other)
+            again = self._run(self.model, inputs) if self.noise else first
         if relative_difference(first, again) > MAX_NOISE:
             raise TrialError(
                 f"{type(model).__name__} returns something else when it is "
                 "called again with the same input and seed: it keeps a state "
                 "from one pass to the next. Let forward begin anew each time"
             )
-        # A model may draw random numbers in evaluation too
-        self.noise = relative_difference(first, other)
         if math.isnan(self.noise):
             raise TrialError(
                 f"{type(model).__name__} puts out NaN for parameters drawn at "
@@ -275,17 +272,19 @@ class _Trial:
         variants = []
         batches = [x.shape[0] if x.dim() else 0 for x in tensors(inputs)]
         if set(batches) == {1} and all(map(torch.is_tensor, inputs)):
-            swept = [_swept(x) for x in inputs]
-            if not self._takes(swept, finite=True):
-                swept = [x.flip(-1) for x in inputs]
-            variants.append([torch.cat(pair) for pair in zip(inputs, swept)])
+            for change in (_swept, lambda x: x.flip(-1)):
+                others = [change(x) for x in inputs]
+                pair = [torch.cat(both) for both in zip(inputs, others)]
+                if self._takes(pair, finite=change is _swept):
+                    variants.append(pair)
+                    break
             if len(inputs) == 1 and inputs[0].dim() > 1:
                 n_frames = inputs[0].shape[1]
-                variants.append([swept[0][:, : n_frames - n_frames // 3]])
+                more = [[others[0][:, : n_frames - n_frames // 3]], *more]
         shape = tensors(inputs)[0].shape
-        variants += [x for x in more if tensors(x)[0].shape != shape]
-        variants.insert(2, inputs)
-        return [x for x in variants if x is inputs or self._takes(x)]
+        more = [x for x in more if tensors(x)[0].shape != shape]
+        variants += [x for x in more if self._takes(x)]
+        return [*variants[:2], inputs, *variants[2:]]
 
     def _takes(self, inputs, finite=False):
         """Whether the model computes something of these inputs."""
@@ -334,18 +333,18 @@ class _Trial:
     def failure(self, groups, draws=_ALL):
         """Returns why cutting is not exact and in which draw, or None."""
         for draw in draws:
-            first, step, low, high = _DRAWS[draw]
+            first, step, *widths = _DRAWS[draw]
             if not (some := groups[first::step]):
                 continue
             inputs = self.inputs[draw % len(self.inputs)]
-            inputs = self.plain if step > 1 else inputs
             try:
                 # No difference at all: what is left may be silent
                 for i in range(1 if len(draws) == 1 else 2):
+                    inputs = self.plain if step > 1 or i else inputs
                     with torch.random.fork_rng():
                         torch.manual_seed(draw + 10 * i)
                         difference, limit = self._cut_and_compare(
-                            some, inputs, low, high
+                            some, inputs, widths
                         )
                     if difference:
                         break
@@ -359,8 +358,8 @@ class _Trial:
                 return reason, draw
         return None
 
-    def _cut_and_compare(self, groups, inputs, low, high):
-        gates = {g.name: self._gate(g, low, high) for g in groups}
+    def _cut_and_compare(self, groups, inputs, widths):
+        gates = {g.name: self._gate(i, g, widths) for i, g in enumerate(groups)}
         keep = {name: gate.open_channels() for name, gate in gates.items()}
         small = cut_copy(self.model, groups, keep)
         fewer = list(inputs)
@@ -374,21 +373,22 @@ class _Trial:
             # Random numbers weigh more where the output, a score perhaps, is
             # small by chance
             others = self._masked(groups, gates, inputs, range(1, 9))
-            noise = max(
-                noise, *(relative_difference(expected, x) for x in others)
-            )
+            others = [relative_difference(expected, x) for x in others]
+            noise = max(noise, *others)
         return difference, limit + 4 * noise
 
-    def _gate(self, group, low, high):
-        """A gate that is frozen to a random width, from a part of those that
-        it may have."""
-        step = group.granularity
+    def _gate(self, index, group, widths):
+        """A gate, frozen; those with as many widths share their order."""
+        step, (low, high, digit) = group.granularity, widths
         gate = NoiseGate(group.size, 1 / group.size, step).to(self.device)
         gate.rank.copy_(torch.randperm(group.size))
         least = -(-max(group.min_width, step) // step)
         more = max(0, group.size // step - 1 - least)
-        low, high = int(low * more), int(high * more)
-        width = (least + int(torch.randint(low, high + 1, ()))) * step
+        low, high = int(low * more), math.ceil(high * more)
+        shared = torch.Generator().manual_seed(torch.initial_seed())
+        widths = low + torch.randperm(1 + high - low, generator=shared)
+        place = index // len(widths) ** digit % len(widths)
+        width = (least + int(widths[place])) * step
         gate.min_width = min(gate.min_width, width)
         gate.freeze(width)
         return gate

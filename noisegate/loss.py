@@ -231,10 +231,9 @@ class ComplexityLoss(torch.nn.Module):
     def freeze(self):
         """Rounds all widths and fixes them.
 
-        With a budget the real-valued widths are scaled by one common factor,
-        the greatest with which they meet it when rounded (to the nearest by
-        ratio), and what is left is given to the gates that have least of what
-        they have learned, as long as it fits.
+        With a budget the widths are scaled by one factor, the greatest with
+        which they meet it when rounded (to the nearest by ratio); what is left
+        goes to gates that have least of what they have learned, if it fits.
 
         Returns the final widths (dict).
         """
@@ -252,8 +251,7 @@ class ComplexityLoss(torch.nn.Module):
         limit = self.budget * cost.macs() * (1 + 1e-9)
 
         def scaled(factor):
-            """Widths times a factor, each as the nearest it can be, by
-            ratio."""
+            """Widths times a factor, as the nearest by ratio."""
             near = {}
             for name, gate in gates.items():
                 step, width = gate.granularity, widths[name] * factor

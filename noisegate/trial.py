@@ -382,13 +382,15 @@ class _Trial:
         step, (low, high, digit) = group.granularity, widths
         gate = NoiseGate(group.size, 1 / group.size, step).to(self.device)
         gate.rank.copy_(torch.randperm(group.size))
-        least = -(-max(group.min_width, step) // step)
-        more = max(0, group.size // step - 1 - least)
+        least, most = -(-max(group.min_width, step) // step), group.size // step
+        # A stream of one channel can be added to any other
+        least, most = (max(least, 2), most) if low < high else (least, most - 1)
+        more = max(0, most - least)
         low, high = int(low * more), math.ceil(high * more)
         shared = torch.Generator().manual_seed(torch.initial_seed())
         widths = low + torch.randperm(1 + high - low, generator=shared)
         place = index // len(widths) ** digit % len(widths)
-        width = (least + int(widths[place])) * step
+        width = min(group.size, (least + int(widths[place])) * step)
         gate.min_width = min(gate.min_width, width)
         gate.freeze(width)
         return gate

@@ -435,3 +435,29 @@ def test_a_gate_that_could_not_move_is_none():
     assert (
         list(gates) == ["1.linear1"] and reasons["0"] == "a single block of 4"
     )
+
+
+class Adding(nn.Module):
+    """Adds layers in pairs, and nothing reads the sums."""
+
+    def __init__(self, n_layers, size):
+        super().__init__()
+        layers = (nn.Linear(4, size) for _ in range(n_layers))
+        self.layers = nn.ModuleList(layers)
+        self.last = nn.Linear(n_layers * size, 2)
+
+    def forward(self, x):
+        made = [layer(x).relu() for layer in self.layers]
+        for other in made[1:]:
+            made[0] + other
+        return self.last(torch.cat(made, -1))
+
+
+@pytest.mark.parametrize("size", [3, 4, 6, 9])
+@pytest.mark.parametrize("n_layers", [2, 3, 4, 5])
+def test_what_must_have_one_width_is_found(n_layers, size):
+    """Two groups of one size are cut to different widths at least once."""
+    groups = find_groups(Adding(n_layers, size), [torch.randn(1, 5, 4)])
+    lock_inexact(Adding(n_layers, size), groups, [torch.randn(1, 5, 4)], [])
+    free = [g for g in groups if g.size == size and not g.locked_reason]
+    assert len(free) <= 1 and len(groups) > n_layers

@@ -21,6 +21,9 @@ METHODS = {
     "retrained": (_HARD, _FIXED, {"widths": "uniform"}),
 }
 FROM_SCRATCH = ("dense", "narrow", "retrained")  # in a chain, too
+# Keys of the recipe in which a method needs another value: one parameter per
+# channel moves by a hundredth of what one width does
+_SETTINGS = {"hard_concrete": {"gate_lr": 0.1}}
 _GATE_OPTIONS = {"hard_concrete": {"open_init": 0.9}}
 _GATE_KEYS = ("kappa_min", "granularity")  # what all gates have
 # Of the recipe's complexity loss. Pruning keeps its own schedule: the gates'
@@ -94,6 +97,9 @@ def derive(text, method):
         hparams["budgets"] = None
     if method == "noise" and not several:
         return text
+    for key, value in _SETTINGS.get(method, {}).items():
+        if key in hparams:
+            hparams[key] = value
     gates, loss = hparams["gates"], hparams["complexity_loss"]
     gate_class, loss_class, more = METHODS[method]
     if method == "dense":

@@ -73,7 +73,7 @@ def test_the_yaml_of_a_method(method):
     before, after = yaml.load(text), yaml.load(derive(text, method))
     changed = {k for k in before if dumped(before[k]) != dumped(after[k])}
     assert list(before) == list(after)
-    assert changed <= {"gates", "complexity_loss"}
+    assert changed <= {"gates", "complexity_loss", "gate_lr"}
     assert (text == derive(text, method)) == (method == "noise")
     kept = dumped(before["gates"]["gate"].get("kappa_min"))
     assert dumped(after["gates"]["gate"].get("kappa_min")) == kept

@@ -158,7 +158,7 @@ def _lock(trial, free):
         if draws in tried:
             break
         tried.append(draws)
-        exact = _exact(trial, exact, draws)
+        exact = _exact(trial, exact, draws, found)
     else:
         return
     together = []
@@ -169,10 +169,10 @@ def _lock(trial, free):
             together.append(group)
 
 
-def _exact(trial, groups, draws):
+def _exact(trial, groups, draws, found=None):
     """Returns the groups that are exact together, or in a half of them, a
-    half of that or alone; locks the others."""
-    if not (found := trial.failure(groups, draws)):
+    half of that or alone; locks the others. ``found``: how they fail."""
+    if not (found := found or trial.failure(groups, draws)):
         return groups
     if len(groups) > 1:
         half = len(groups) // 2

@@ -61,7 +61,8 @@ DEMO := cd recipes/Keywords && OMP_NUM_THREADS=1 $(BIN)
 demo: check-torch
 	$(DEMO)/noisegate sweep hparams/tc_resnet8_gated.yaml --chain \
 	--folder=results/demo --budgets=0.125,0.04 \
-	--methods=noise,narrow --jobs=2
+	--methods=noise,narrow --jobs=2 -- --number_of_epochs=20 \
+	'--stage={number_of_epochs: 8, freeze_epoch: 3}'
 	$(DEMO)/noisegate latency results/demo --rounds=3 --trust
 	$(DEMO)/noisegate report results/demo
 	@echo "The picture is recipes/Keywords/results/demo/curves.png; to have a"

@@ -96,10 +96,10 @@ def stages(hparams_file, overrides=None, run_opts=None):
     is a run in ``<output_folder>/<budget>`` for each, from the greatest down.
     It starts from what the one before has left, and that of the first from
     ``pretrained`` or, if that is null, from a dense model that is trained in
-    ``<output_folder>/dense`` before. This model is the teacher of all, if
+    ``<output_folder>/dense`` before. What it starts from is its teacher, if
     ``teacher_folder`` names no other. Runs with a ``result.json`` are not
-    repeated, so that budgets can be added. At
-    the end there are ``chain.md`` and ``chain.json`` with the figures of all.
+    repeated, so that budgets can be added. At the end there are ``chain.md``
+    and ``chain.json`` with the figures of all.
 
     Folders belong to their settings (:func:`.run_folder.claim`) and, as long
     as this generator lives, to this process.
@@ -184,7 +184,8 @@ def _chain(hparams_file, plan, overrides, run_opts, top):
         return {**common, **values, **place}
 
     start, full, at = plan["pretrained"], None, None
-    teacher = plan["teacher_folder"] or start
+    # A budget that is added changes both at once
+    teacher = plan["teacher_folder"] or YAML().load("!ref <pretrained>")
     names = [f"{budget:g}" for budget in sorted(budgets, reverse=True)]
     if start is None:
         names.insert(0, DENSE)
@@ -208,7 +209,6 @@ def _chain(hparams_file, plan, overrides, run_opts, top):
         full = full or result["macs_per_second_full"]
         at = result["macs_per_second"]
         start = str(top / name / "compact")
-        teacher = teacher or start
     if if_main_process():
         _write(top, results, full)
 

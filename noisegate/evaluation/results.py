@@ -53,6 +53,11 @@ class Cell:
         return dataclasses.replace(self, **changes)
 
     @property
+    def dense(self):
+        """Cell : the dense one of the same model and seed."""
+        return self.like(method="dense", budget=1.0)
+
+    @property
     def order(self):
         """tuple : what cells are sorted by."""
         number = list(METHODS).index(self.method)
@@ -126,17 +131,18 @@ class SweepFolder:
         found = {}
         if cell.method == "retrained":
             found["widths"] = cell.like(method="noise")
-        if self.plan.get("chain") and cell.method != "dense":
-            found["teacher"] = cell.like(method="dense", budget=1.0)
-            if cell.method not in FROM_SCRATCH:
-                greater = [
-                    other
-                    for other in self.cells
-                    if other == cell.like(budget=other.budget)
-                    and other.budget > cell.budget
-                ]
-                before = min(greater, key=lambda c: c.budget, default=None)
-                found["start"] = before or found["teacher"]
+        if not self.plan.get("chain") or cell.method == "dense":
+            return found
+        found["teacher"] = cell.dense
+        if cell.method not in FROM_SCRATCH:
+            greater = [
+                other
+                for other in self.cells
+                if other == cell.like(budget=other.budget)
+                and other.budget > cell.budget
+            ]
+            before = min(greater, key=lambda c: c.budget, default=cell.dense)
+            found["start"] = found["teacher"] = before
         return found
 
     def _chained(self, cell, needed, folder):
@@ -145,14 +151,13 @@ class SweepFolder:
         if cell.method == "dense":
             return {**chain["dense"], "gate_layers": []}
         teacher = needed["teacher"].name
-        place = folder / "cells" / teacher / "compact"
-        options = {"teacher_folder": str(place)}
+        compact = str(folder / "cells" / teacher / "compact")
+        options = {"teacher_folder": compact}
         if "start" in needed:
-            start = needed["start"].name
-            options["pretrained"] = str(folder / "cells" / start / "compact")
+            options["pretrained"] = compact
             full, at = (
                 self.result(name)["macs_per_second"]
-                for name in (teacher, start)
+                for name in (cell.dense.name, teacher)
             )
             options |= stage(chain["stage"], cell.budget, full, at)
         elif epochs := chain.get("number_of_epochs"):
@@ -226,7 +231,7 @@ class SweepFolder:
         kept = (cell for cell, _ in self._kept.values())
         cells = itertools.chain(self.cells, kept)
         cell = next(cell for cell in cells if cell.name == name)
-        dense = cell.like(method="dense", budget=1.0).name
+        dense = cell.dense.name
         if dense == name or not self.finished(dense):
             return
         full = self.result(dense)

@@ -285,7 +285,7 @@ def test_variants_of_a_recipe(tmp_path):
 
 
 def test_methods_in_a_chain(tmp_path, monkeypatch):
-    """The same start and teacher for all; costs relative to the dense model;
+    """The dense start and teacher for all; costs relative to the dense model;
     what noise gates do is what the recipe does with its key budgets."""
     folder = tmp_path / "sweep"
     stage = "--stage={number_of_epochs: 4, freeze_epoch: 3}"
@@ -303,8 +303,11 @@ def test_methods_in_a_chain(tmp_path, monkeypatch):
     ]
     assert needs == [
         {"teacher": "dense_1_1", "start": "dense_1_1"},
-        {"teacher": "dense_1_1", "start": "noise_0.5_1"},
+        {"teacher": "noise_0.5_1", "start": "noise_0.5_1"},
     ]
+    narrow = [c for c in sweep.cells if c.method == "narrow"]
+    for cell in narrow:
+        assert sweep.needs(cell) == {"teacher": cell.dense}
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert sweep.run(n_jobs=2) == []
     shares = {

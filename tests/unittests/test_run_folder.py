@@ -263,8 +263,15 @@ def test_stages_of_a_chain_belong_to_their_settings(hparams):
     assert chain(hparams) == ["dense", "0.5", "0.25"]
     assert chain(hparams) == []
     # A budget between two others changes where the next one would start
+    # and who teaches it
     assert chain(hparams, {"budgets": [0.5, 0.3, 0.25]}) == ["0.3"]
-    for overrides in ({"seed": 2}, {"stage": {"number_of_epochs": 5}}):
+    for name, start in (("0.5", "dense"), ("0.3", "0.5"), ("0.25", "0.5")):
+        settings = json.loads((folder / name / "settings.json").read_text())
+        assert settings["pretrained"].endswith(f"/{start}/compact")
+        assert settings["teacher_folder"] == settings["pretrained"]
+    other_teacher = {"teacher_folder": "another"}
+    other_stage = {"stage": {"number_of_epochs": 5}}
+    for overrides in ({"seed": 2}, other_stage, other_teacher):
         with pytest.raises(ValueError, match="belongs to a run with other"):
             chain(hparams, overrides)
     assert chain(hparams, {"seed": 2, "overwrite": True})[0] == "dense"

@@ -281,7 +281,7 @@ def main(arguments=None):
     sweep.add_argument(
         "--chain",
         action="store_true",
-        help="go on from budget to budget, taught by the dense model",
+        help="go on from budget to budget, from the dense model down",
     )
     sweep.add_argument(
         "--seeds", type=_count, default=1, help="number of seeds"

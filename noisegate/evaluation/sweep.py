@@ -72,11 +72,11 @@ class Sweep(SweepFolder):
         Models to compare that differ in some keys of one YAML: their values
         by name. The key ``budget`` may be a list, in place of ``budgets``.
     chain : bool
-        Whether methods go from budget to budget, from the dense model on and
-        with it as teacher (:mod:`noisegate.evaluation.chain`), with the values
-        of the keys ``dense`` and ``stage`` in the YAML. Methods that start
-        from scratch have the teacher, too, and as many epochs as the others
-        take in all down to the same budget.
+        Whether methods go from budget to budget, from the dense model on, each
+        time taught by what they start from (:mod:`noisegate.evaluation.chain`),
+        with the values of the keys ``dense`` and ``stage`` in the YAML. Those
+        that start from scratch have the dense model as teacher, and as many
+        epochs as the others take in all down to the same budget.
 
     Raises
     ------

@@ -13,14 +13,12 @@ import pytest
 import soundfile
 from huggingface_hub import ModelCard
 
+from noisegate.cli import main
+from noisegate.deploy.runtime import Model
+from tests.integration.events import scalars
+
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "VAD"
-sys.path.insert(0, str(RECIPE))
-
-
-from noisegate.cli import main  # noqa: E402
-from noisegate.deploy.runtime import Model  # noqa: E402
-from tests.integration.events import scalars  # noqa: E402
 
 with open(ROOT / "tests" / "recipes" / "VAD.csv", encoding="utf-8") as table:
     ROWS = list(csv.DictReader(table))

@@ -3,19 +3,14 @@
 import itertools
 import json
 import random
-import sys
 from collections import Counter
-from pathlib import Path
 
+import asvspoof_folds
 import numpy as np
 import pytest
 import soundfile as sf
-
-sys.path.append(str(Path(__file__).parents[2] / "recipes" / "ASVspoof"))
-
-import asvspoof_folds  # noqa: E402
-from asvspoof_prepare import prepare_asvspoof  # noqa: E402
-from asvspoof_protocols import SETS  # noqa: E402
+from asvspoof_prepare import prepare_asvspoof
+from asvspoof_protocols import SETS
 
 
 def corpus(seed, n_speakers=12, n_attacks=8, n_clips=120):

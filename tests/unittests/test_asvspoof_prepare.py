@@ -3,20 +3,17 @@
 import json
 import logging
 import os
-import sys
 from collections import Counter
 from pathlib import Path
 
+import asvspoof_prepare
+import asvspoof_protocols
 import numpy as np
 import pytest
 import soundfile as sf
 from speechbrain.dataio.dataset import DynamicItemDataset
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "recipes" / "ASVspoof"))
-
-import asvspoof_prepare  # noqa: E402
-import asvspoof_protocols  # noqa: E402
 
 RATE = 16000
 SPLITS = ("train", "valid", "test")

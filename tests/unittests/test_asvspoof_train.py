@@ -2,17 +2,14 @@
 
 import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import soundfile as sf
 import torch
+from asvspoof_losses import oc_softmax, spoofing_loss, weighted_cross_entropy
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "ASVspoof"
-sys.path.append(str(RECIPE))
-
-from asvspoof_losses import oc_softmax, spoofing_loss, weighted_cross_entropy  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -3,25 +3,19 @@
 import csv
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile as sf
+import vad_data
+import vad_manifests
+from asvspoof_prepare import prepare_asvspoof
+from keywords_prepare import prepare_keywords
 from speechbrain.dataio.dataset import DynamicItemDataset
+from vad_prepare import prepare_vad
 
-RECIPES = Path(__file__).parents[2] / "recipes"
-for name in ("VAD", "ASVspoof", "Keywords"):
-    sys.path.append(str(RECIPES / name))
-
-import vad_data  # noqa: E402
-import vad_manifests  # noqa: E402
-from asvspoof_prepare import prepare_asvspoof  # noqa: E402
-from keywords_prepare import prepare_keywords  # noqa: E402
-from vad_prepare import prepare_vad  # noqa: E402
-
-from noisegate.evaluation.audio import read_audio  # noqa: E402
+from noisegate.evaluation.audio import read_audio
 
 RATE = 16000
 SPLITS = ("train", "valid", "test")

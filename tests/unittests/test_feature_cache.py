@@ -2,19 +2,14 @@
 
 import os
 import pickle
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile as sf
 import torch
+from feature_cache import FeatureCache
 from speechbrain.lobes.features import Fbank
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "recipes" / "VAD"))
-
-from feature_cache import FeatureCache  # noqa: E402
-from vad_data import ITEM_KEYS, load_item  # noqa: E402
+from vad_data import ITEM_KEYS, load_item
 
 RATE = 16000
 

@@ -2,12 +2,13 @@
 
 import csv
 import json
-import sys
 from pathlib import Path
 
+import keywords_prepare as prepare
 import numpy as np
 import pytest
 import soundfile
+import tc_resnet8
 import torch
 from speechbrain.dataio.encoder import CategoricalEncoder
 
@@ -17,10 +18,6 @@ from noisegate.evaluation.trials import read_trials
 from noisegate.gates import Gates
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "Keywords"
-sys.path.insert(0, str(RECIPE))
-
-import keywords_prepare as prepare  # noqa: E402
-import tc_resnet8  # noqa: E402
 
 OTHERS = [f"word{i:02}" for i in range(25)]
 

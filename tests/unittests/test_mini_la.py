@@ -4,7 +4,6 @@ import json
 import logging
 import re
 import shutil
-import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import soundfile as sf
 from scipy.signal import lfilter
 
 pytest.importorskip("pyworld")
-sys.path.insert(0, str(Path(__file__).parents[2] / "recipes" / "ASVspoof"))
 
 import asvspoof_prepare  # noqa: E402
 import mini_la  # noqa: E402

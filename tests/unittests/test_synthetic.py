@@ -1,18 +1,12 @@
 """Teachers and students of the synthetic recipe."""
 
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-RECIPE = Path(__file__).parents[2] / "recipes" / "Synthetic"
-sys.path.insert(0, str(RECIPE))
-
-from students import student  # noqa: E402
-from teachers import Teacher, synthesize  # noqa: E402
+from students import student
+from teachers import Teacher, synthesize
 
 
 @pytest.mark.parametrize("linear", [True, False])

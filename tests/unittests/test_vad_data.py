@@ -2,35 +2,25 @@
 
 import csv
 import logging
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile as sf
 import torch
+import vad_data
+import vad_manifests
 from speechbrain.dataio.dataset import DynamicItemDataset
 
 from tests.unittests.vad_folders import (
     RATE,
     assert_splits_are_apart,
     burst,
-    make_folders,
     one_item,
     prepare,
     steady,
     write,
 )
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "recipes" / "VAD"))
-
-import vad_data  # noqa: E402
-import vad_manifests  # noqa: E402
-
-
-@pytest.fixture
-def folders(tmp_path):
-    return make_folders(tmp_path)
 
 
 def test_read_audio_gives_the_piece(tmp_path):

@@ -3,12 +3,14 @@
 import json
 import logging
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import vad_data
+import vad_manifests
+import vad_prepare
 from speechbrain.dataio.dataset import DynamicItemDataset
 
 from tests.unittests.vad_folders import (
@@ -22,17 +24,6 @@ from tests.unittests.vad_folders import (
     write,
     write_csv,
 )
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "recipes" / "VAD"))
-
-import vad_data  # noqa: E402
-import vad_manifests  # noqa: E402
-import vad_prepare  # noqa: E402
-
-
-@pytest.fixture
-def folders(tmp_path):
-    return make_folders(tmp_path)
 
 
 def test_folders_layout(tmp_path, folders):

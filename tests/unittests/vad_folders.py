@@ -2,15 +2,11 @@
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import soundfile as sf
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "recipes" / "VAD"))
-
-import vad_prepare  # noqa: E402
+import vad_prepare
 
 RATE = 16000
 

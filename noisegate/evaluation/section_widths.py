@@ -11,13 +11,15 @@ from noisegate.evaluation.blocks import ABOVE, COLOURS, menu, plot
 
 
 def _full(data):
-    """Full widths: those of the dense model, else the greatest seen."""
-    full = {}
+    """Full widths: those of the dense model, else the greatest seen. Channels
+    of a group may go apart in a chain, when one of each is left."""
+    seen, full = {}, {}
     for cell, result in data.results:
         for name, width in result["widths"].items():
-            if cell.method == "dense" or not data.dense:
+            seen[name] = max(width, seen.get(name, 1))
+            if cell.method == "dense":
                 full[name] = max(width, full.get(name, 1))
-    return full
+    return {**seen, **full}
 
 
 def _history(result):

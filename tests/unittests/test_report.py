@@ -307,6 +307,18 @@ def test_macs_of_a_method_with_other_layers(scored, tmp_path):
     assert macs[2][macs[0].index("narrow 0.5")] == "-"
 
 
+def test_widths_that_the_dense_model_does_not_have(scored, tmp_path):
+    """Of channels that went apart in a chain, against the greatest seen."""
+    folder = shutil.copytree(scored, tmp_path / "copy")
+    path = folder / "cells/noise_0.5_1/result.json"
+    result = json.loads(path.read_text())
+    result["widths"]["apart"] = 1
+    path.write_text(json.dumps(result))
+    write_report(folder)
+    (widths,) = (t for t in tables(folder) if t[0][0] == "channels of")
+    assert [row[1] for row in widths[1:] if row[0] == "apart"] == ["1"]
+
+
 def test_published_figures(scored):
     """Beside the curves, relative to the first of them."""
     data = SweepResults(SweepFolder(scored), published=scored / "published.csv")

@@ -45,7 +45,7 @@ def _lines(history, full, shown):
     for key, values in history.items():
         if key.startswith("width "):
             name = key.removeprefix("width ")
-            top = full.get(name) or max(filter(None, values))
+            top = full[name]
             found[name] = [v if v is None else v / top for v in values]
         elif key in ("train loss", "valid loss"):
             found[key] = values
@@ -130,14 +130,13 @@ def epochs(data):
     def bars(history, epoch):
         past = [e for e in sorted(history) if e <= epoch] or [min(history)]
         widths = history[past[-1]]
-        top = {name: full.get(name, max(widths.values())) for name in widths}
         return {
             "type": "bar",
             "x": [html.escape(name) for name in widths],
-            "y": [width / top[name] for name, width in widths.items()],
+            "y": [width / full[name] for name, width in widths.items()],
             "text": [f"{width:.3g}" for width in widths.values()],
             "hovertext": [
-                f"{width:.4g} of {top[name]}" for name, width in widths.items()
+                f"{width:.4g} of {full[name]}" for name, width in widths.items()
             ],
             "marker": {"color": "#0072b2"},
         }
@@ -240,7 +239,7 @@ def _seeds(data, full):
         names = [
             name
             for name, width in found[0].items()
-            if width < full.get(name, 0) and all(name in w for w in found)
+            if width < full[name] and all(name in w for w in found)
         ]
         shares = [[w[name] / full[name] for w in found] for name in names]
         bars = [stdev(x) if len(x) > 1 else 0 for x in shares]

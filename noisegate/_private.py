@@ -14,12 +14,7 @@ def forget_spectral_norm(module):
     """Takes away what ``remove_spectral_norm`` leaves.
 
     torch 2.11 leaves a hook that asks for what was folded when a state is
-    loaded; hooks of others cannot be listed.
-
-    Arguments
-    ---------
-    module : torch.nn.Module
-        A layer whose spectral normalization was removed, or any other.
+    loaded; hooks of others cannot be listed. Of other layers there is none.
     """
     hooks = module._load_state_dict_pre_hooks
     for key, hook in list(hooks.items()):
@@ -34,11 +29,6 @@ def own_class(module):
     Deep copies of such a layer share its class, and
     ``remove_parametrizations`` deletes the tensor's property from the class:
     the other copy would lose it.
-
-    Arguments
-    ---------
-    module : torch.nn.Module
-        A parametrized layer.
     """
     kind = type(module)
     module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
@@ -56,15 +46,6 @@ def unwrapped(module):
     """Returns the module inside the wrappers of DDP and ``torch.compile``.
 
     What is compiled has the original in an attribute that is not public.
-
-    Arguments
-    ---------
-    module : torch.nn.Module
-        Wrapped or not.
-
-    Returns
-    -------
-    torch.nn.Module
     """
     while True:
         if hasattr(module, "_orig_mod"):

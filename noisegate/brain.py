@@ -129,16 +129,22 @@ class GatedBrain(sb.Brain):
         self._term_added = self._taught = self._fed = self._stepped = False
         self._first_step, self._batch = 0, None
         self._compacted = None  # the cut model
+        self._fixed = None  # the same, if it is what is trained
         self._cut = {}  # cut modules by those in whose place they are
         self._uncut, self._uncut_hparams = {}, {}  # what was there before
 
     def _prepare(self, dataset, loader_kwargs):
-        """Gates all modules together, if the hparams say so."""
-        if self._prepared:
-            return
-        self.gates = find_gates(self, self.gates, dataset, loader_kwargs)
-        self.complexity_loss = self.complexity_loss(self.gates)
-        self._prepared = True
+        """Gates all modules together, if the hparams say so; cuts them where
+        widths are fixed from the beginning."""
+        if not self._prepared:
+            self.gates = find_gates(self, self.gates, dataset, loader_kwargs)
+            self.complexity_loss = self.complexity_loss(self.gates)
+            self._prepared = True
+        if self.complexity_loss.fixed and self._fixed is None:
+            self._cut_modules()
+            self._fixed = self._compacted
+            parts = getattr(self.checkpointer, "recoverables", {})
+            parts.update((k, self._cut.get(v, v)) for k, v in parts.items())
 
     # ---- contract with the recipe ----------------------------------------
 
@@ -437,7 +443,7 @@ class GatedBrain(sb.Brain):
                     "on_fit_batch_end: the gates have not been trained"
                 )
         idle = self.gates.idle()
-        if self._fed and idle:
+        if self._fed and idle and self._fixed is None:
             raise RuntimeError(
                 f"the layers that read {idle} did not run in training epoch "
                 f"{epoch}: nothing is learned of their widths. Leave them out "
@@ -471,12 +477,13 @@ class GatedBrain(sb.Brain):
                 "was found, so the budget is not met. Train until epoch "
                 f"{self.freeze_epoch} at least"
             )
-        model, features = compact(self.gates)
-        if isinstance(model, BrainModel):
-            self._cut = self.gates.model.replacements(model)
-        else:
+        model = self._fixed
+        if model is None:
+            model, features = compact(self.gates)
             self._cut = {self.gates.model: model}
             self._cut[self.gates.front_end] = features
+            if isinstance(model, BrainModel):
+                self._cut = self.gates.model.replacements(model)
         # Without the wrappers of DDP and compilation, which evaluation does
         # not need and which cannot be saved
         for key, module in list(self.modules.items()):

@@ -93,6 +93,8 @@ class ComplexityLoss(torch.nn.Module):
     {'hidden': 8}
     """
 
+    fixed = False  # whether all widths are final from the first step on
+
     def __init__(
         self,
         gates,

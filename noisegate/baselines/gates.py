@@ -270,9 +270,8 @@ class HardGate(Gate):
 class FixedWidths(ComplexityLoss):
     """A narrow model from the first step on, nothing learned about widths.
 
-    With closed channels the model computes, and learns, what a model that is
-    built with these sizes would. Initial weights that depend on the number of
-    inputs of a layer are scaled to the smaller number.
+    What is trained is the model cut to these sizes. Initial weights that depend
+    on the number of inputs of a layer are scaled to the smaller number.
 
     Arguments
     ---------
@@ -303,6 +302,8 @@ class FixedWidths(ComplexityLoss):
     >>> gates.integer_widths(), gates.frozen
     ({'0': 8}, True)
     """
+
+    fixed = True
 
     def __init__(self, gates, budget, widths="uniform", freeze_epoch=2):
         super().__init__(gates, budget=budget, freeze_epoch=freeze_epoch)

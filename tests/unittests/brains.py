@@ -109,6 +109,7 @@ def brain(
     layers=None,
     brain_class=TinyBrain,
     loss=None,
+    loss_class=ComplexityLoss,
     opt_class=None,
     gate_opt_class=None,
     epochs=EPOCHS,
@@ -129,11 +130,11 @@ def brain(
     gates = Gates(
         net,
         input_shape=[1, 10, 8],
-        gate=models.GATES[gate],
+        gate=models.GATES.get(gate, gate),
         layers=layers,
         segment_s=0.1,
     )
-    loss = ComplexityLoss(
+    loss = loss_class(
         gates, **(loss or {"budget": BUDGET, "freeze_epoch": FREEZE})
     )
     hparams = {"gates": gates, "complexity_loss": loss}

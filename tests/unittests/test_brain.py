@@ -12,6 +12,7 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain.nnet.containers import Sequential
 from speechbrain.utils.train_logger import FileTrainLogger
 
+from noisegate.baselines.gates import FixedWidths, HardGate
 from noisegate.brain import GatedBrain
 from noisegate.evaluation.recorded import tensorboard_logger
 from tests.integration.events import scalars
@@ -308,6 +309,44 @@ def test_evaluation_runs_on_the_compacted_model(tmp_path):
         assert params == trainer.gates.cost.params(widths)
     # A second evaluation, as of another test set, cuts the same model
     assert evaluate(trainer) == loss
+
+
+def fixed(folder, **options):
+    """A Brain whose widths are fixed from the beginning."""
+    options = {"gate": HardGate, "loss_class": FixedWidths, **options}
+    return brain(folder, dropout=0.0, **options)
+
+
+def test_fixed_widths_train_the_cut_model(tmp_path):
+    """As the masked one is trained; evaluated and saved as it is."""
+    masked = fixed(tmp_path / "masked")
+    masked.complexity_loss.fixed = False
+    loss = evaluate(fit(masked))
+    cut = fit(fixed(tmp_path / "cut"))
+    trained = cut.modules.model
+    params = sum(p.numel() for p in trained.parameters())
+    assert params == cut.gates.cost.params(cut.gates.integer_widths())
+    assert evaluate(cut) == pytest.approx(loss, abs=1e-4)
+    assert cut.modules.model is trained
+    for name, value in masked.modules.model.state_dict().items():
+        torch.testing.assert_close(
+            trained.state_dict()[name], value, rtol=1e-3, atol=1e-4
+        )
+    assert cut.figures() == {**masked.figures(), "steps": EPOCHS * STEPS}
+    later = fixed(tmp_path / "cut", seed=5)
+    assert evaluate(later) == evaluate(cut)
+
+
+def test_a_run_with_fixed_widths_goes_on(tmp_path):
+    """Killed within an epoch, to the bit."""
+    whole = fit(fixed(tmp_path / "whole", ckpt_interval_steps=1))
+    killed = fixed(tmp_path / "killed", ckpt_interval_steps=1)
+    killed.kill = "batch", 2, 2
+    with pytest.raises(Killed):
+        fit(killed)
+    again = fit(fixed(tmp_path / "killed", seed=5, ckpt_interval_steps=1))
+    for name, value in whole.modules.model.state_dict().items():
+        assert torch.equal(again.modules.model.state_dict()[name], value)
 
 
 class EarlyBest(TinyBrain):

@@ -9,8 +9,10 @@ from speechbrain.augment.augmenter import Augmenter
 from speechbrain.augment.time_domain import DropChunk
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.processing.features import InputNormalization
+from speechbrain.utils.epoch_loop import EpochCounter
 
 import noisegate
+from noisegate.baselines.gates import FixedWidths, HardGate
 from noisegate.brain_model import find_gates
 from noisegate.cost import count_macs
 from tests.unittests.models import random_widths, scramble
@@ -195,6 +197,21 @@ def test_the_cut_modules_take_their_places_everywhere():
     # And are put back where another checkpoint is loaded
     brain.on_evaluate_start()
     assert brain.modules["enc"] is brain.hparams.enc is full
+
+
+def test_fixed_widths_of_several_modules():
+    """All are cut before the first step, also what the hparams hold."""
+    brain = make(gate=HardGate)
+    brain.complexity_loss = functools.partial(FixedWidths, budget=0.5)
+    enc, search = brain.hparams.enc, brain.hparams.search
+    brain.fit(EpochCounter(2), data(), progressbar=False)
+    cut = brain.hparams.enc
+    assert cut is brain.modules.enc is not enc
+    assert brain.hparams.search is not search
+    assert brain.hparams.search.decoder is brain.modules.dec
+    assert cut[0].out_features < enc[0].out_features
+    brain.evaluate(data(), progressbar=False)
+    assert brain.hparams.enc is brain.modules.enc is cut
 
 
 def test_a_fit_batch_that_does_not_train_the_gates():

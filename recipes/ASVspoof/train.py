@@ -48,8 +48,7 @@ class SpoofingBrain(RecordedBrain):
             feats, lens = self.hparams.wav_augment(feats, lens)
         if hasattr(self.modules, "compute_features"):  # else from waveforms
             feats = self.modules.compute_features(feats)
-            epoch = self.hparams.epoch_counter.current
-            feats = self.modules.mean_var_norm(feats, lens, epoch=epoch)
+            feats = self.modules.mean_var_norm(feats, lens)
         if train and self.hparams.fea_augment is not None:
             feats, lens = self.hparams.fea_augment(feats, lens)
         return self.modules.model(feats, lens).flatten()

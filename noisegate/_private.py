@@ -14,7 +14,7 @@ def forget_spectral_norm(module):
     """Takes away what ``remove_spectral_norm`` leaves.
 
     torch 2.11 leaves a hook that asks for what was folded when a state is
-    loaded; hooks of others cannot be listed. Of other layers there is none.
+    loaded; hooks of others cannot be listed. Other layers have no such hook.
     """
     hooks = module._load_state_dict_pre_hooks
     for key, hook in list(hooks.items()):
@@ -57,15 +57,8 @@ def unwrapped(module):
 
 
 def leave_out_of_ddp(module, parameters):
-    """Lets DDP neither average nor wait for the gradients of parameters.
-
-    Arguments
-    ---------
-    module : torch.nn.Module
-        What will be wrapped.
-    parameters : list of torch.nn.Parameter
-        Some of its own, and others.
-    """
+    """Lets DDP neither average nor wait for the gradients of parameters: of
+    those that belong to the module, which will be wrapped."""
     chosen = {id(parameter) for parameter in parameters}
     names = [n for n, p in module.named_parameters() if id(p) in chosen]
     ddp = torch.nn.parallel.DistributedDataParallel

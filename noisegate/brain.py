@@ -143,8 +143,13 @@ class GatedBrain(sb.Brain):
         if self.complexity_loss.fixed and self._fixed is None:
             self._cut_modules()
             self._fixed = self._compacted
-            parts = getattr(self.checkpointer, "recoverables", {})
-            parts.update((k, self._cut.get(v, v)) for k, v in parts.items())
+            self._uncut, self._uncut_hparams = {}, {}  # nothing to go back to
+            if self.checkpointer is not None:
+                parts = self.checkpointer.recoverables
+                cut = {
+                    k: self._cut.get(part, part) for k, part in parts.items()
+                }
+                self.checkpointer.add_recoverables(cut)
 
     # ---- contract with the recipe ----------------------------------------
 
@@ -480,10 +485,11 @@ class GatedBrain(sb.Brain):
         model = self._fixed
         if model is None:
             model, features = compact(self.gates)
-            self._cut = {self.gates.model: model}
-            self._cut[self.gates.front_end] = features
             if isinstance(model, BrainModel):
                 self._cut = self.gates.model.replacements(model)
+            else:
+                self._cut = {self.gates.model: model}
+                self._cut[self.gates.front_end] = features
         # Without the wrappers of DDP and compilation, which evaluation does
         # not need and which cannot be saved
         for key, module in list(self.modules.items()):

@@ -40,7 +40,6 @@ import argparse
 import io
 import json
 import logging
-import sys
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
@@ -70,15 +69,11 @@ from mini_la_chain import (
 from mini_la_check import SPLITS, check_shortcuts
 from mini_la_speech import has_text_to_speech, speak
 from speechbrain.utils.logger import get_logger
+from vad_data import item_generator
+from vad_layouts import AUDIO_SUFFIXES, SPEAKER_COLUMNS
 
 from noisegate.evaluation.audio import read_audio
 from noisegate.evaluation.files import read_table, write_atomically
-
-# Appended, so that the modules of this folder come first.
-sys.path.append(str(Path(__file__).resolve().parents[1] / "VAD"))
-
-from vad_data import item_generator  # noqa: E402
-from vad_layouts import AUDIO_SUFFIXES, SPEAKER_COLUMNS  # noqa: E402
 
 logger = get_logger(__name__)
 

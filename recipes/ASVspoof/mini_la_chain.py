@@ -7,18 +7,11 @@ Authors
  * The noisegate authors 2026
 """
 
-import sys
-from pathlib import Path
-
 import numpy as np
 from scipy.ndimage import maximum_filter1d, uniform_filter1d
 from scipy.signal import butter, fftconvolve, firwin2, sosfilt, welch
-
-# Appended, so that the modules of this folder come first.
-sys.path.append(str(Path(__file__).resolve().parents[1] / "VAD"))
-
-from vad_data import active_rms  # noqa: E402
-from vad_segments import energy_segments, merge_segments  # noqa: E402
+from vad_data import active_rms
+from vad_segments import energy_segments, merge_segments
 
 SAMPLE_RATE = 16000
 HOP = 160

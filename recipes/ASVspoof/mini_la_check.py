@@ -4,7 +4,6 @@ Authors
  * The noisegate authors 2026
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +11,7 @@ import soundfile as sf
 from asvspoof_protocols import SETS, read_protocol
 from mini_la_chain import HOP, SAMPLE_RATE
 from scipy.signal import welch
-
-# Appended, so that the modules of this folder come first.
-sys.path.append(str(Path(__file__).resolve().parents[1] / "VAD"))
-
-from vad_data import active_frames, active_rms  # noqa: E402
+from vad_data import active_frames, active_rms
 
 # Name of each split in the protocols.
 SPLITS = {"train": "train", "valid": "dev", "test": "eval"}

@@ -1,0 +1,1 @@
+../VAD/vad_segments.py

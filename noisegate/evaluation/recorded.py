@@ -8,9 +8,16 @@ import os
 import re
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import speechbrain as sb
 import torch
+from speechbrain.utils.checkpoints import (
+    mark_as_loader,
+    mark_as_saver,
+    register_checkpoint_hooks,
+)
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.train_logger import TensorboardLogger
@@ -52,6 +59,37 @@ def _forget_epochs(path, epoch):
             return
 
 
+@register_checkpoint_hooks
+class Stopwatch:
+    """Seconds of training, with those before a run was stopped."""
+
+    def __init__(self):
+        self.seconds, self.began = 0.0, None
+
+    def start(self):
+        """Begins an epoch, or goes on with one."""
+        self.began = time.perf_counter()
+
+    def stop(self):
+        """Ends it."""
+        self.seconds, self.began = self._now(), None
+
+    def _now(self):
+        running = 0 if self.began is None else time.perf_counter() - self.began
+        return self.seconds + running
+
+    @mark_as_saver
+    def save(self, path):
+        """Saves the seconds up to now."""
+        Path(path).write_text(str(self._now()), encoding="utf-8")
+
+    @mark_as_loader
+    def load(self, path, end_of_epoch):
+        """Loads them; those of the best epoch, behind the last, are fewer."""
+        saved = float(Path(path).read_text(encoding="utf-8"))
+        self.seconds = max(self.seconds, saved)
+
+
 def tensorboard_logger(output_folder):
     """Returns the logger that :meth:`RecordedBrain.log_stats` looks for: for
     the key ``tensorboard_train_logger``.
@@ -91,6 +129,7 @@ class RecordedBrain(GatedBrain):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._steps = self._board = None
+        self.stopwatch = Stopwatch()
         self._commit = _commit()  # now: the repository may move on meanwhile
 
     def make_dataloader(self, dataset, stage, *args, **loader_kwargs):
@@ -110,6 +149,24 @@ class RecordedBrain(GatedBrain):
                 )
         return super().make_dataloader(dataset, stage, *args, **loader_kwargs)
 
+    def on_fit_start(self):
+        """See ``sb.Brain.on_fit_start``."""
+        if self.checkpointer is not None:
+            self.checkpointer.add_recoverable("stopwatch", self.stopwatch)
+        super().on_fit_start()
+
+    def on_stage_start(self, stage, epoch=None):
+        """See ``sb.Brain.on_stage_start``."""
+        super().on_stage_start(stage, epoch)
+        if stage == sb.Stage.TRAIN:
+            self.stopwatch.start()
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """See ``sb.Brain.on_stage_end``."""
+        if stage == sb.Stage.TRAIN:
+            self.stopwatch.stop()
+        super().on_stage_end(stage, stage_loss, epoch)
+
     def on_evaluate_start(self, max_key=None, min_key=None):
         """See ``sb.Brain.on_evaluate_start``; keeps the number of steps."""
         if self._steps is None:
@@ -124,7 +181,8 @@ class RecordedBrain(GatedBrain):
         "macs_by_layer" (full and final, per second of audio);
         "activations_per_second" (number of values); "complexity_weight" (the
         last one); "steps" (optimizer steps of the whole training, which may
-        have gone on after the epoch that was best); "device", "threads", and
+        have gone on after the epoch that was best); "train_seconds" (wall
+        clock, all epochs, without validation); "device", "threads", and
         "versions" with the commit of the program that was started.
         """
         cost = self.gates.cost
@@ -142,6 +200,7 @@ class RecordedBrain(GatedBrain):
             "activations_per_second": cost.activations(widths) / cost.seconds,
             "complexity_weight": self.complexity_loss.weight,
             "steps": self._steps or self.optimizer_step,
+            "train_seconds": self.stopwatch.seconds,
             "device": str(self.device),
             "threads": torch.get_num_threads(),
             "versions": {

@@ -17,7 +17,6 @@ import importlib
 import json
 import os
 import sys
-import time
 
 import speechbrain as sb
 import torch
@@ -76,7 +75,6 @@ class SpoofingBrain(RecordedBrain):
         """Resets the metrics, draws other crops."""
         super().on_stage_start(stage, epoch)
         if stage == sb.Stage.TRAIN:
-            self.epoch_start = time.perf_counter()
             if self.crop_sampler is not None:
                 self.crop_sampler.set_epoch(epoch)
         else:
@@ -86,7 +84,6 @@ class SpoofingBrain(RecordedBrain):
         """Logs metrics and widths, saves checkpoints."""
         super().on_stage_end(stage, stage_loss, epoch)
         if stage == sb.Stage.TRAIN:
-            self.train_seconds += time.perf_counter() - self.epoch_start
             self.train_loss = stage_loss
             return
         stats = self.utterance_scores.summarize(
@@ -263,7 +260,6 @@ def write_results(brain, hparams, overrides, valid, test, intervals):
         "macs": cost.macs(widths),
         "macs_full": cost.macs(),
         "epochs": hparams["number_of_epochs"],
-        "train_seconds": brain.train_seconds,
         "valid": valid,
         "test": test,
         "test_intervals_95": intervals,
@@ -342,7 +338,6 @@ def run(hparams_file, run_opts, overrides):
     brain.crop_sampler = sampler
     brain.calibration = None
     brain.asv = None
-    brain.train_seconds = 0.0
 
     brain.fit(
         brain.hparams.epoch_counter,

@@ -16,7 +16,6 @@ Authors
 import json
 import os
 import sys
-import time
 from functools import partial
 
 import speechbrain as sb
@@ -66,13 +65,11 @@ class KeywordBrain(RecordedBrain):
         """Resets the metrics."""
         super().on_stage_start(stage, epoch)
         self.scores = ClassScores()
-        self.cpu_start = time.process_time()
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Logs metrics and widths, saves checkpoints."""
         super().on_stage_end(stage, stage_loss, epoch)
         if stage == sb.Stage.TRAIN:
-            self.train_seconds += time.process_time() - self.cpu_start
             self.train_loss = stage_loss
             return
         stats = {"loss": float(stage_loss), **self.scores.summarize()}
@@ -206,7 +203,6 @@ def run(hparams_file, run_opts, overrides, kept):
         checkpointer=hparams["checkpointer"],
     )
     brain.label_encoder = labels
-    brain.train_seconds = 0.0
     brain.fit(
         brain.hparams.epoch_counter,
         datasets["train"],
@@ -255,7 +251,6 @@ def run(hparams_file, run_opts, overrides, kept):
         "budget": hparams["budget"],
         **brain.figures(),
         "epochs": hparams["number_of_epochs"],
-        "train_seconds": brain.train_seconds,
         **stats,
         "test_intervals_95": brain.scores.intervals(),
     }

@@ -16,7 +16,6 @@ Authors
 import json
 import os
 import sys
-import time
 
 import speechbrain as sb
 import torch
@@ -77,7 +76,6 @@ class VADBrain(RecordedBrain):
         """Resets the metrics, new mixtures if they are drawn on the fly."""
         super().on_stage_start(stage, epoch)
         if stage == sb.Stage.TRAIN:
-            self.epoch_start = time.perf_counter()
             if self.item_loader is not None:
                 self.item_loader.set_epoch(epoch)
         else:
@@ -87,7 +85,6 @@ class VADBrain(RecordedBrain):
         """Logs metrics and widths, saves checkpoints."""
         super().on_stage_end(stage, stage_loss, epoch)
         if stage == sb.Stage.TRAIN:
-            self.train_seconds += time.perf_counter() - self.epoch_start
             self.train_loss = stage_loss
             return
         stats = self.frame_stats.summarize(self.threshold)
@@ -210,7 +207,6 @@ def write_results(brain, hparams, overrides, valid_stats, test_stats):
         "budget": hparams["budget"],
         **brain.figures(),
         "epochs": hparams["number_of_epochs"],
-        "train_seconds": brain.train_seconds,
         "valid": valid_stats,
         "test": test_stats,
     }
@@ -279,7 +275,6 @@ def run(hparams_file, run_opts, overrides):
     )
     brain.item_loader = item_loader
     brain.threshold = None
-    brain.train_seconds = 0.0
 
     brain.fit(
         brain.hparams.epoch_counter,

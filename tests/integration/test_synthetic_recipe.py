@@ -68,6 +68,12 @@ def run(output, *overrides, script=("train.py",)):
     )
 
 
+def table(folder):
+    """That of a chain, without the column of seconds."""
+    lines = (folder / "chain.md").read_text().splitlines()
+    return [line.rsplit("|", 2)[0] for line in lines]
+
+
 def figures(folder):
     """The result of a run, without what the machine decides."""
     result = json.loads((folder / "result.json").read_text())
@@ -106,8 +112,7 @@ def test_a_chain_goes_on_from_cut_models(tmp_path):
         out = run(parts, *CHAIN, script=("-c", STOP % 5))
         assert "Stop" in out.stdout or "All budgets" in out.stdout
     assert run(parts, *CHAIN).returncode == 0
-    table = (whole / "chain.md").read_text()
-    assert table == (parts / "chain.md").read_text()
+    assert table(whole) == table(parts)
     for name in ("dense", "0.5", "0.25"):
         assert figures(whole / name) == figures(parts / name)
     results = [

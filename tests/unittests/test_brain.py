@@ -331,7 +331,9 @@ def test_fixed_widths_train_the_cut_model(tmp_path):
     assert cut.modules.model is trained
     states = trained.state_dict(), masked.modules.model.state_dict()
     torch.testing.assert_close(*states, rtol=1e-3, atol=1e-4)
-    assert cut.figures() == {**masked.figures(), "steps": EPOCHS * STEPS}
+    figures = masked.figures(), cut.figures()
+    assert all(figure.pop("train_seconds") > 0 for figure in figures)
+    assert figures[1] == {**figures[0], "steps": EPOCHS * STEPS}
     # Where a recipe may load an average of checkpoints
     cut.on_evaluate_start(min_key="loss")
     assert cut.modules.model is trained
@@ -397,7 +399,8 @@ def test_figures_of_the_run(tmp_path):
     # A finished run that is started again counts the same
     later = fit(brain(tmp_path, brain_class=EarlyBest))
     evaluate(later)
-    assert later.figures()["steps"] == EPOCHS * STEPS
+    for key in ("steps", "train_seconds"):
+        assert later.figures()[key] == figures[key]
 
 
 def test_a_compiled_model_is_compacted(tmp_path):

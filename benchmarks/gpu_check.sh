@@ -73,6 +73,7 @@ VAD=(--number_of_epochs=6 --freeze_epoch=4 --mixes_per_segment=4)
 KEYWORDS=("--budgets=[0.25, 0.0625]")
 if [ "$DEVICE" = cpu ]; then
     VAD=(--number_of_epochs=2 --freeze_epoch=2)
+    ALIGNED=${ALIGNED:-resnet34}  # Too few channels in the small Conformer
     KEYWORDS+=(--number_of_epochs=2 "--stage={number_of_epochs: 2, freeze_epoch: 2}")
 fi
 tests &

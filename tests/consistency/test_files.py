@@ -63,6 +63,15 @@ def test_no_machine_paths(texts):
     assert not found
 
 
+def test_the_architecture_names_all_rooms(texts):
+    """Each file and folder of the package has its line in the page."""
+    inside = {n.split("/")[1] for n in texts if n.startswith("noisegate/")}
+    rooms = {n if "." in n else f"{n}/" for n in inside}
+    rooms -= {"__main__.py", "version.txt"}
+    page = texts["docs/architecture.md"]
+    assert [n for n in sorted(rooms) if f"\n| `{n}` |" not in page] == []
+
+
 def test_the_link_check_finds_broken_links(tmp_path):
     (tmp_path / "there.md").touch()
     text = """[a](there.md), [b](there.md#part), [c](#part), ![d](gone.png)

@@ -84,8 +84,8 @@ class Sweep(SweepFolder):
         If a YAML is missing.
     ValueError
         If a method or budget is not known, if variants are asked for of
-        several YAMLs, or if the folder holds a sweep with other YAMLs,
-        overrides or variants.
+        several YAMLs, if the folder holds a sweep with other YAMLs,
+        overrides or variants, or a chain that a new budget would change.
     """
 
     def __init__(
@@ -165,6 +165,8 @@ class Sweep(SweepFolder):
                 f"{self._asked}"
             )
         self.cells = cells
+        if chain:
+            self._check_chain()
         self._write_plan()
 
     @staticmethod
@@ -189,6 +191,36 @@ class Sweep(SweepFolder):
             return super()._plan()
         except ValueError:  # nothing is there yet
             return self._asked
+
+    def _check_chain(self):
+        """Refuses a budget above which what is finished has gone past: that
+        started from another model, or had fewer epochs, than it would now."""
+        for cell in self.cells:
+            if cell.method == "dense":
+                continue
+            needed = self.needs(cell)
+            if "start" not in needed and self.finished(cell.name):
+                options = self._chained(cell, needed, self.folder)
+                now = options["number_of_epochs"]
+                had = self.result(cell.name).get("epochs", now)
+                if had != now:
+                    raise ValueError(
+                        f"{cell.name} in {self.folder} had {had} epochs, with "
+                        f"these budgets it would have {now}: take another "
+                        "folder"
+                    )
+            new = not (
+                self.finished(cell.name) or self.place(cell.name).exists()
+            )
+            for other in self.cells if "start" in needed and new else ():
+                same = other == cell.like(budget=other.budget)
+                passed = same and other.budget < cell.budget
+                if passed and self.finished(other.name):
+                    raise ValueError(
+                        f"{other.name} in {self.folder} was not cut by way of "
+                        f"the budget {cell.budget}: add smaller ones, or take "
+                        "another folder"
+                    )
 
     def _write_plan(self):
         """Notes what is run, and refuses to mix it with something else."""

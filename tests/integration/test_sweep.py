@@ -331,6 +331,16 @@ def test_methods_in_a_chain(tmp_path, monkeypatch):
     alone = json.loads(path.read_text())
     assert alone["widths"] == widths
     assert alone["test"] == sweep.result("noise_0.25_1")["test"]
+    # Only smaller budgets can be added
+    more = {"overrides": small, "chain": True}
+    added = Sweep([yaml], folder, [0.5, 0.25, 0.125], methods, 2, **more)
+    assert len(added.cells) == 2 * 10
+    with pytest.raises(ValueError, match="noise_0.25_1 .* way of .* 0.375"):
+        Sweep([yaml], folder, [0.5, 0.375, 0.25], methods, **more)
+    with pytest.raises(
+        ValueError, match="narrow_0.25_1 .* 12 epochs.* have 16"
+    ):
+        Sweep([yaml], folder, [0.5, 0.375, 0.25], ["narrow"], **more)
     other = tmp_path / "other.yaml"
     other.write_text(text.replace("\nstage:", "\nunused:"))
     with pytest.raises(ValueError, match="a chain needs one YAML"):

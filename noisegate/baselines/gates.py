@@ -283,6 +283,7 @@ class FixedWidths(ComplexityLoss):
         "uniform": all widths reduced by one factor, to the budget. A dict
         from group to width, or the path of a ``result.json`` with such a dict
         as "widths": of another run, whose widths are trained from scratch.
+        They may be below ``kappa_min``, as those of a chain are at its end.
     freeze_epoch : int
         As in ComplexityLoss; has no effect.
 
@@ -306,6 +307,11 @@ class FixedWidths(ComplexityLoss):
     fixed = True
 
     def __init__(self, gates, budget, widths="uniform", freeze_epoch=2):
+        if widths != "uniform":
+            for group in gates.groups:
+                if group.name in gates:
+                    gate = gates[group.name]
+                    gate.min_width = min(gate.min_width, group.min_width)
         super().__init__(gates, budget=budget, freeze_epoch=freeze_epoch)
         if widths == "uniform":
             full = {name: g.size for name, g in gates.items()}

@@ -1,6 +1,7 @@
 """Fixed widths and magnitude pruning in place of the complexity loss."""
 
 import copy
+import functools
 import json
 import sys
 
@@ -105,6 +106,18 @@ def test_widths_of_another_run(tmp_path):
     gates = network()
     FixedWidths(gates, 0.25, str(path))
     assert gates.integer_widths() == {"hidden0": 9, "hidden1": 13}
+
+
+def test_widths_below_those_that_gates_may_learn():
+    """As at the end of a chain, where kappa_min is a share of a cut layer."""
+    gates = network(functools.partial(NoiseGate, kappa_min=0.5))
+    FixedWidths(gates, 0.25, {"hidden0": 1, "hidden1": 2})
+    assert gates.integer_widths() == {"hidden0": 1, "hidden1": 2}
+    x = torch.rand(2, 3, 8)
+    masked = gates.model.eval()(x)
+    torch.testing.assert_close(compact(gates)[0](x), masked)
+    with pytest.raises(ValueError, match="got 0"):
+        FixedWidths(network(), 0.25, {"hidden0": 1, "hidden1": 0})
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,7 @@ def test_random_mix_needs_noise(tmp_path):
         vad_data.ItemLoader({"a": item}, random_mix=True)
 
 
-SAMPLE = Path(vad_data.__file__).parent / "sample"
+SAMPLE = Path(vad_data.__file__).resolve().parent / "sample"
 
 
 def sample_rows(name):

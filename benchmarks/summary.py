@@ -9,6 +9,8 @@ Authors
  * The noisegate developers, 2026
 """
 
+import copy
+import functools
 import sys
 from pathlib import Path
 from statistics import mean
@@ -34,6 +36,12 @@ ROWS = (
 )
 
 
+@functools.cache
+def swept(folder):
+    """Results of a sweep, whose draws take some seconds."""
+    return SweepResults(SweepFolder(RECIPES / folder))
+
+
 def controls(folder, model):
     """Runs by seed of one model of the sweep ``controls`` beside another."""
     results = SweepFolder(folder.with_name("controls")).results()
@@ -46,11 +54,11 @@ def controls(folder, model):
 
 def row(task, folder, budget, model):
     """Cells of the table for one task and budget."""
-    data = SweepResults(SweepFolder(RECIPES / folder))
+    data = copy.copy(swept(folder))
     noise, narrow = ("noise", budget), ("narrow", budget)
     if model is not None:
-        data.runs[narrow] = controls(RECIPES / folder, model)
-        data.draws = None
+        runs = controls(RECIPES / folder, model)
+        data.runs, data.draws = {**data.runs, narrow: runs}, None
     _, low, high, n = data.estimate(
         [noise, narrow], lambda errors: errors[narrow] - errors[noise]
     )

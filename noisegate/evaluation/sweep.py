@@ -193,34 +193,32 @@ class Sweep(SweepFolder):
             return self._asked
 
     def _check_chain(self):
-        """Refuses a budget above which what is finished has gone past: that
+        """Refuses a budget above which what is made has gone past: that
         started from another model, or had fewer epochs, than it would now."""
+
+        def made(cell):
+            return self.finished(cell.name) or self.place(cell.name).exists()
+
         for cell in self.cells:
-            if cell.method == "dense":
+            if cell.method == "dense" or not made(cell):
                 continue
             needed = self.needs(cell)
-            if "start" not in needed and self.finished(cell.name):
-                options = self._chained(cell, needed, self.folder)
-                now = options["number_of_epochs"]
-                had = self.result(cell.name).get("epochs", now)
-                if had != now:
-                    raise ValueError(
-                        f"{cell.name} in {self.folder} had {had} epochs, with "
-                        f"these budgets it would have {now}: take another "
-                        "folder"
-                    )
-            new = not (
-                self.finished(cell.name) or self.place(cell.name).exists()
-            )
-            for other in self.cells if "start" in needed and new else ():
-                same = other == cell.like(budget=other.budget)
-                passed = same and other.budget < cell.budget
-                if passed and self.finished(other.name):
-                    raise ValueError(
-                        f"{other.name} in {self.folder} was not cut by way of "
-                        f"the budget {cell.budget}: add smaller ones, or take "
-                        "another folder"
-                    )
+            start = needed.get("start", cell.dense)
+            if start.method != "dense" and not made(start):
+                raise ValueError(
+                    f"{cell.name} in {self.folder} was not cut by way of the "
+                    f"budget {start.budget}: add smaller ones, or take another "
+                    "folder"
+                )
+            if "start" in needed or not self.finished(cell.name):
+                continue
+            now = self._chained(cell, needed, self.folder)["number_of_epochs"]
+            had = self.result(cell.name).get("epochs", now)
+            if had != now:
+                raise ValueError(
+                    f"{cell.name} in {self.folder} had {had} epochs, with "
+                    f"these budgets it would have {now}: take another folder"
+                )
 
     def _write_plan(self):
         """Notes what is run, and refuses to mix it with something else."""

@@ -7,7 +7,6 @@ Authors
 """
 
 import argparse
-import json
 import math
 import sys
 from pathlib import Path
@@ -160,13 +159,14 @@ def _report(known, overrides):
 
 def _latency(known, overrides):
     """Times the models of a sweep."""
+    from noisegate.evaluation.files import read_json
     from noisegate.evaluation.latency import describe_latency, write_latency
     from noisegate.evaluation.trust import check_trust
 
     for place in Path(known.folder).glob("cells/*/compact/hyperparams.yaml"):
         check_trust(place, known.trust)
     path = write_latency(known.folder, known.rounds)
-    print(describe_latency(json.loads(path.read_text(encoding="utf-8"))))
+    print(describe_latency(read_json(path)))
     print(f"\nlatency: {path}")
 
 

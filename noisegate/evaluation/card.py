@@ -7,7 +7,11 @@ Authors
 import json
 from pathlib import Path
 
-from noisegate.evaluation.files import markdown_table, write_atomically
+from noisegate.evaluation.files import (
+    markdown_table,
+    read_json,
+    write_atomically,
+)
 from noisegate.evaluation.latency import measure_run
 from noisegate.evaluation.run_folder import result_of
 
@@ -102,7 +106,7 @@ def _data(folder):
     for split in ("train", "valid", "test"):
         path = folder / "save" / f"{split}.json"
         if path.is_file():
-            items = json.loads(path.read_text(encoding="utf-8")).values()
+            items = read_json(path).values()
             speakers = {item.get("speaker") for item in items} - {None}
             lengths = (
                 item.get(key) or 0 for item in items for key in _DURATIONS

@@ -7,6 +7,7 @@ Authors
 import csv
 import hashlib
 import io
+import json
 import os
 import re
 from pathlib import Path
@@ -63,6 +64,63 @@ def read_text(path):
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text in UTF-8: {error}") from error
+
+
+def parsed(text, where):
+    """Returns what a text in JSON says.
+
+    Arguments
+    ---------
+    text : str
+        The text.
+    where : str or pathlib.Path
+        Where it stands, for the error.
+
+    Returns
+    -------
+    any
+
+    Raises
+    ------
+    ValueError
+        If it is no JSON.
+
+    Example
+    -------
+    >>> parsed("<<<<<<< HEAD", "cells.jsonl, line 3")
+    Traceback (most recent call last):
+    ...
+    ValueError: cells.jsonl, line 3 is damaged, no JSON (Expecting value: \
+line 1 column 1 (char 0)): '<<<<<<< HEAD'
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{where} is damaged, no JSON ({error}): {text[:40]!r}"
+        ) from error
+
+
+def read_json(path):
+    """Returns what a JSON file says.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        The file.
+
+    Returns
+    -------
+    any
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is no JSON: names the file.
+    """
+    return parsed(read_text(path), path)
 
 
 def read_table(path, columns):

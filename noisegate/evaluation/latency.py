@@ -24,7 +24,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from noisegate.evaluation.files import markdown_table, write_atomically
+from noisegate.evaluation.files import (
+    markdown_table,
+    read_json,
+    write_atomically,
+)
 from noisegate.evaluation.results import SweepFolder
 from noisegate.pretrained import load_yaml
 from noisegate.probe import tensors
@@ -384,7 +388,7 @@ def latency_note(folder):
     path = Path(folder) / "latency.json"
     if not path.exists():
         return ""
-    measured = json.loads(path.read_text(encoding="utf-8"))
+    measured = read_json(path)
     how = measured["measured_with"]
     versions = how["versions"].items()
     versions = ", ".join(f"{name} {x}" for name, x in versions if x)

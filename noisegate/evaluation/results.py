@@ -16,7 +16,12 @@ import json
 import zipfile
 from pathlib import Path, PurePath
 
-from noisegate.evaluation.files import write_atomically
+from noisegate.evaluation.files import (
+    parsed,
+    read_json,
+    read_text,
+    write_atomically,
+)
 from noisegate.evaluation.methods import FROM_SCRATCH, METHODS
 
 
@@ -85,29 +90,25 @@ class SweepFolder:
     def __init__(self, folder):
         self.folder = Path(folder).resolve()
         self._kept = {}  # finished cells: (cell, figures) by name
-        for row in self._lines():
-            cell = Cell(**{f.name: row.pop(f.name) for f in _FIELDS})
+        path = self.folder / "cells.jsonl"
+        lines = read_text(path).splitlines() if path.exists() else []
+        for number, line in enumerate(lines, 1):
+            where = f"{path}, line {number}"
+            cell, row = _cell(parsed(line, where), where)
             self._kept[cell.name] = cell, row
         for path in self.folder.glob("cells/*/cell.json"):
-            cell = Cell(**json.loads(path.read_text(encoding="utf-8")))
+            cell, _ = _cell(read_json(path), path)
             if cell.name == path.parent.name:
                 self._kept.setdefault(cell.name, (cell, None))
         self.plan = self._plan()
         cells = [cell for cell, _ in self._kept.values()]
         self.cells = sorted(cells, key=lambda cell: cell.order)
 
-    def _lines(self):
-        path = self.folder / "cells.jsonl"
-        if not path.exists():
-            return []
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
-
     def _plan(self):
         """What was asked for: "recipe", "hparams", "overrides"."""
         path = self.folder / "sweep.json"
         if path.is_file():
-            return json.loads(path.read_text(encoding="utf-8"))
+            return read_json(path)
         for _, row in self._kept.values():
             if row is not None:
                 return row["settings"]
@@ -217,7 +218,7 @@ class SweepFolder:
         path = self.place(name) / "result.json"
         if not path.exists():
             return self._kept[name][1]
-        row = json.loads(path.read_text(encoding="utf-8"))
+        row = read_json(path)
         if self.plan.get("chain"):
             self._compare_with_dense(name, row)
         history = self.place(name) / "gates.jsonl"
@@ -246,7 +247,7 @@ class SweepFolder:
         key "latency" if the cell is in ``latency.json``."""
         path, timed, found = self.folder / "latency.json", {}, []
         if path.exists():
-            timed = json.loads(path.read_text(encoding="utf-8"))["cells"]
+            timed = read_json(path)["cells"]
         for cell in self.cells:
             if self.finished(cell.name):
                 result = dict(self.result(cell.name))
@@ -297,7 +298,17 @@ class SweepFolder:
         write_atomically(path, text)
 
 
-_FIELDS = dataclasses.fields(Cell)
+def _cell(row, where):
+    """The cell that a row is of, and the rest of the row."""
+    names = ("method", "budget", "seed")
+    if not isinstance(row, dict) or not {*names} <= {*row}:
+        keys = [*row] if isinstance(row, dict) else row
+        raise ValueError(
+            f"{where} is of no cell of a sweep: expected the keys "
+            f"{[*names]}, got {keys}"
+        )
+    found = {key: row.pop(key) for key in (*names, "model") if key in row}
+    return Cell(**found), row
 
 
 def stage(values, budget, full, at):

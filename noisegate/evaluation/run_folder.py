@@ -21,7 +21,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from ruamel.yaml.error import YAMLError
 from speechbrain.utils.logger import get_logger
 
-from noisegate.evaluation.files import write_atomically
+from noisegate.evaluation.files import read_json, write_atomically
 
 logger = get_logger(__name__)
 
@@ -189,7 +189,7 @@ def claim(folder, hparams_file, overrides, run_opts, top=None, passed=()):
     path = folder / SETTINGS
     now = _settings(hparams_file, overrides, run_opts, top)
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path)
         kept = {k: before[k] for k in (*FREE, *passed) if k in before}
         more = now.get(MORE), before.get(MORE)
         if not finished and None not in more and more[0] > more[1]:
@@ -336,10 +336,10 @@ def result_of(folder):
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except ValueError as error:
         path.rename(path.with_name("result.json.broken"))
-        logger.warning(f"{path} is damaged ({error}) and set aside")
+        logger.warning(f"{error}; it is set aside")
         return None
 
 

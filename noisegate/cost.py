@@ -298,10 +298,10 @@ class CostModel:
         """
         groups = [group for group in groups if group.locked_reason is None]
 
-        def share(factor):
+        def share(*factors):  # uneven ones where the data choose a branch
             return {
                 group.name: step * max(least, int(factor * group.size) // step)
-                for group in groups
+                for group, factor in zip(groups, factors * len(groups))
                 for step in [group.granularity]
                 for least in [-(-group.min_width // step)]
             }
@@ -321,7 +321,7 @@ class CostModel:
             middle = len(names) // 2
             return dependent(names[:middle]) + dependent(names[middle:])
 
-        half, other, check = share(0.5), share(0.35), share(0.75)
+        half, other, check = share(0.5), share(0.35, 0.65), share(0.75, 0.4)
         if not groups or not unexplained(other):
             return
         if _countable_on_meta(model, groups, inputs):
@@ -338,12 +338,12 @@ class CostModel:
                 int(x) if x.denominator == 1 else float(x)
                 for x in (slope - bend * m, bend)
             )
-        if difference := unexplained(check):
+        if difference := unexplained(check) or unexplained(other):
             logger.warning(
                 f"{type(model).__name__} multiplies features between its "
-                f"layers in a way that the cost model does not know: of a cut "
-                f"model it says {self._model_macs(check)} MACs, which is "
-                f"{difference} too many"
+                f"layers, or where the data say, in a way that the cost model "
+                f"does not know: of a cut model it says {difference} MACs too "
+                f"many (the whole model has {self._model_macs()})"
             )
 
     def macs(self, widths=None):

@@ -307,6 +307,40 @@ def test_products_that_are_not_explained_are_said(caplog):
     assert "in a way that the cost model does not know" in caplog.text
 
 
+class Experts(torch.nn.Module):
+    """Each frame goes through the layers that a router chooses for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = torch.nn.Linear(6, 8)
+        self.router = torch.nn.Linear(8, 2)
+        self.experts = torch.nn.ModuleList(
+            torch.nn.Sequential(
+                torch.nn.Linear(8, 12), torch.nn.ReLU(), torch.nn.Linear(12, 3)
+            )
+            for _ in range(2)
+        )
+
+    def forward(self, x):
+        """Maps (batch, frames, 6) to (batch, frames, 3)."""
+        x = self.one(x)
+        chosen = self.router(x).argmax(-1)
+        y = x.new_zeros(*x.shape[:2], 3)
+        for i, expert in enumerate(self.experts):
+            y[chosen == i] = expert(x[chosen == i])
+        return y
+
+
+def test_costs_that_the_data_choose_are_said(caplog):
+    """Experts of one size cost the same whichever is chosen; cut to different
+    ones they do not, and a cut router may choose others."""
+    torch.manual_seed(0)
+    with caplog.at_level("WARNING"):
+        gates = Gates(Experts(), example=[torch.randn(1, 40, 6)])
+    assert {"one", "experts.0.0", "experts.1.0"} <= {*gates}
+    assert "where the data say" in caplog.text
+
+
 class Causal(torch.nn.Conv1d):
     """Pads on both sides and takes away what is too much."""
 

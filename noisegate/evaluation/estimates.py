@@ -62,15 +62,15 @@ class SweepResults:
         """Draws of speakers, if there are trials; else why there are none."""
         if self.metric not in ("EER", "error_rate"):
             return None, None
-        trials = {}
+        trials, missing = {}, []
         for group, runs in self.runs.items():
-            paths = {
-                seed: self.sweep.trials(runs[seed][0].name)
-                for seed in sorted(runs)
-            }
-            if not all(path.exists() for path in paths.values()):
-                return None, None
+            names = {seed: runs[seed][0].name for seed in sorted(runs)}
+            paths = {s: self.sweep.trials(name) for s, name in names.items()}
+            missing += [names[s] for s in paths if not paths[s].exists()]
             trials[group] = paths
+        if missing:
+            reason = f"no scores of {missing[0]}, the first of {len(missing)}"
+            return None, f"Intervals are over seeds alone: {reason}."
         try:
             trials = {
                 group: {seed: read_trials(path) for seed, path in paths.items()}

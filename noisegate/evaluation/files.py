@@ -10,7 +10,9 @@ import io
 import json
 import os
 import re
+from lzma import LZMAError
 from pathlib import Path
+from zipfile import BadZipFile
 
 # Of one machine; not "1/2", "../up" or "https://"
 _PATH = re.compile(r"(?:file:/+|(?<![\w.~/])/(?!/))[^\s'\",\]}]+")
@@ -64,6 +66,29 @@ def read_text(path):
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text in UTF-8: {error}") from error
+
+
+def read_member(path):
+    """Returns what a text file says that may be in an archive.
+
+    Arguments
+    ---------
+    path : pathlib.Path or zipfile.Path
+        The file, in UTF-8.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    ValueError
+        If it is damaged: names it.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (BadZipFile, LZMAError, EOFError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def parsed(text, where):

@@ -19,6 +19,7 @@ from pathlib import Path, PurePath
 from noisegate.evaluation.files import (
     parsed,
     read_json,
+    read_member,
     read_text,
     write_atomically,
 )
@@ -258,12 +259,15 @@ class SweepFolder:
 
     def trials(self, name):
         """Path or zipfile.Path : scores of the test of a cell, which need not
-        exist."""
+        exist. A ValueError names a store that cannot be read."""
         path = self.place(name) / "trials.txt"
         store = self.folder / "trials.zip"
         if path.exists() or not store.exists():
             return path
-        return zipfile.Path(store, f"{name}.txt")
+        try:
+            return zipfile.Path(store, f"{name}.txt")
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{store} is damaged: {error}") from error
 
     def gather(self):
         """Takes cells that have finished here into the two files."""
@@ -290,7 +294,7 @@ class SweepFolder:
                     # Without a date, so that equal trials make equal files
                     store.writestr(
                         zipfile.ZipInfo(f"{name}.txt"),
-                        trials.read_text(encoding="utf-8"),
+                        read_member(trials),
                         zipfile.ZIP_LZMA,
                     )
         if n_members:

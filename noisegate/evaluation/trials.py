@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from noisegate.evaluation.files import write_atomically
+from noisegate.evaluation.files import read_member, write_atomically
 from noisegate.evaluation.metrics import _check_values
 
 _KEYS = {"bonafide": 1, "spoof": 0}
@@ -229,18 +229,17 @@ def read_trials(path):
         Names file and line that cannot be read.
     """
     columns = [], [], [], []
-    with path.open(encoding="utf-8") as fin:
-        for number, line in enumerate(fin, 1):
-            try:
-                condition, label, score, count = line.split()
-                row = float(score), int(label), condition, int(count)
-            except ValueError:
-                raise ValueError(
-                    f"{path}, line {number}: expected '<condition> <label> "
-                    f"<score> <count>', got '{line.strip()}'"
-                )
-            for column, value in zip(columns, row):
-                column.append(value)
+    for number, line in enumerate(read_member(path).splitlines(), 1):
+        try:
+            condition, label, score, count = line.split()
+            row = float(score), int(label), condition, int(count)
+        except ValueError:
+            raise ValueError(
+                f"{path}, line {number}: expected '<condition> <label> "
+                f"<score> <count>', got '{line.strip()}'"
+            )
+        for column, value in zip(columns, row):
+            column.append(value)
     try:
         return Trials.of(*columns)
     except ValueError as error:

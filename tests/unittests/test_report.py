@@ -264,6 +264,35 @@ def test_trials_that_cannot_be_used(scored, tmp_path, broken):
     assert "12.7 standard errors" in text
 
 
+def test_trials_that_are_missing(scored, tmp_path):
+    """Likewise: the first cell without is named."""
+    folder = shutil.copytree(scored, tmp_path / "copy")
+    (folder / "cells/noise_0.5_1/trials.txt").unlink()
+    (folder / "trials.zip").unlink(missing_ok=True)
+    write_report(folder)
+    text = (folder / "report.md").read_text()
+    assert "no scores of noise_0.5_1, the first of 1" in text
+    assert "12.7 standard errors" in text
+
+
+@pytest.mark.parametrize("damage", ["pointer", "member"])
+def test_trials_that_are_damaged(scored, tmp_path, damage):
+    """An archive that cannot be read is named, and stays as it is."""
+    folder = shutil.copytree(scored, tmp_path / "copy")
+    SweepFolder(folder).gather()
+    shutil.rmtree(folder / "cells")
+    store = folder / "trials.zip"
+    content = bytearray(store.read_bytes())
+    if damage == "pointer":  # of Git LFS
+        content = b"version https://git-lfs.github.com/spec/v1\n"
+    else:
+        content[100:120] = bytes(20)
+    store.write_bytes(content)
+    with pytest.raises(ValueError, match=r"trials\.zip.* is damaged"):
+        write_report(folder)
+    assert store.read_bytes() == content
+
+
 def test_tables_for_a_readme(scored, tmp_path):
     """The first two of the page; an error without the block."""
     folder = shutil.copytree(scored, tmp_path / "copy")

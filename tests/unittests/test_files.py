@@ -7,6 +7,7 @@ from noisegate.evaluation.files import (
     without_paths,
     write_atomically,
 )
+from noisegate.evaluation.results import SweepFolder
 
 
 def test_blocks_are_filled_and_must_exist(tmp_path):
@@ -47,3 +48,20 @@ def test_a_file_is_whole_or_not_there(tmp_path):
 )
 def test_paths_of_the_machine_are_left_out(text, cleaned):
     assert without_paths(text) == cleaned
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("<<<<<<< HEAD", r"cells.jsonl, line 2 is damaged, no JSON.*<<<<<<<"),
+        ('{"method": "noise"}', r"line 2 is of no cell .*\['method'\]"),
+        ("3", "line 2 is of no cell .*got 3"),
+    ],
+)
+def test_a_line_that_is_no_cell(tmp_path, line, message):
+    """As a merge with conflicts or an editor leaves it."""
+    cell = '{"method": "noise", "budget": 0.5, "seed": 1, "settings": {}}'
+    text = f"{cell}\n{line}\n"
+    (tmp_path / "cells.jsonl").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        SweepFolder(tmp_path)

@@ -416,23 +416,6 @@ def test_widths_conditions_and_runs(sweep):
     assert len((sweep / "cells.jsonl").read_text().splitlines()) == 10
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("<<<<<<< HEAD", r"cells.jsonl, line 2 is damaged, no JSON.*<<<<<<<"),
-        ('{"method": "noise"}', r"line 2 is of no cell .*\['method'\]"),
-        ("3", "line 2 is of no cell .*got 3"),
-    ],
-)
-def test_a_line_that_is_no_cell(tmp_path, line, message):
-    """As a merge with conflicts or an editor leaves it."""
-    cell = '{"method": "noise", "budget": 0.5, "seed": 1, "settings": {}}'
-    text = f"{cell}\n{line}\n"
-    (tmp_path / "cells.jsonl").write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=message):
-        SweepFolder(tmp_path)
-
-
 def test_commands_hold_no_path_of_the_machine(sweep):
     """But can be run where SWEEP is set."""
     text = (sweep / "report.md").read_text()

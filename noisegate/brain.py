@@ -206,13 +206,12 @@ class GatedBrain(sb.Brain):
         """See ``sb.Brain.fit``."""
         self._prepare(train_set, train_loader_kwargs)
         limit = getattr(epoch_counter, "limit", None)
-        if self.gates and not self.debug and limit is not None:
-            if not 2 <= self.freeze_epoch <= limit:
-                raise ValueError(
-                    f"freeze_epoch must be in [2, number_of_epochs = {limit}]"
-                    f", got {self.freeze_epoch}: the widths would not become "
-                    "final"
-                )
+        limited = self.gates and not self.debug and limit is not None
+        if limited and not 2 <= self.freeze_epoch <= limit:
+            raise ValueError(
+                f"freeze_epoch must be in [2, number_of_epochs = {limit}], got "
+                f"{self.freeze_epoch}: the widths would not become final"
+            )
         loaders = (torch.utils.data.DataLoader, LoopedLoader)
         if not (self.test_only or isinstance(train_set, loaders)):
             train_set = self.make_dataloader(

@@ -4,6 +4,7 @@ Authors
  * The noisegate developers, 2026
 """
 
+import contextlib
 import copy
 
 import torch
@@ -124,10 +125,8 @@ def fold(model):
             torch.nn.utils.remove_weight_norm,
             torch.nn.utils.remove_spectral_norm,
         ):
-            try:
+            with contextlib.suppress(ValueError):  # has none
                 remove(module)
-            except ValueError:  # has none
-                pass
         forget_spectral_norm(module)
         if parametrize.is_parametrized(module):
             own_class(module)

@@ -4,42 +4,43 @@ Authors
  * The noisegate developers, 2026
 """
 
-import functools
 import sys
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from hyperpyyaml import load_hyperpyyaml
-from speechbrain.utils.checkpoints import Checkpointer
-from speechbrain.utils.parameter_transfer import Pretrainer
+from speechbrain.utils.checkpoints import (
+    DEFAULT_LOAD_HOOKS,
+    Checkpointer,
+    get_default_hook,
+)
+from torch.nn import Module
 
 from noisegate._private import take_over
-from noisegate.compact import has_saver
 
 _YAML = "hyperparams.yaml"
 
 
-def load_yaml(folder):
-    """Returns what the ``hyperparams.yaml`` of a folder makes (dict), without
-    trained weights. Networks of a recipe are found in files beside it."""
+def load_yaml(folder, weights=False):
+    """Returns what the ``hyperparams.yaml`` of a folder makes (dict), with all
+    trained weights or none. Networks of a recipe are found in files beside it.
+    A ValueError names weights that are not those of the YAML's modules."""
     text = Path(folder, _YAML).read_text(encoding="utf-8")
     sys.path.insert(0, str(folder))
     try:
         with torch.random.fork_rng():
-            return load_hyperpyyaml(text)
+            loaded = load_hyperpyyaml(text)
     finally:
         sys.path.remove(str(folder))
-
-
-def load_modules(folder):
-    """Returns the modules (dict) of a folder with a ``hyperparams.yaml`` and
-    weights: a compact one, or one for SpeechBrain's ``from_hparams``."""
-    loaded = load_yaml(folder)
-    if "pretrainer" in loaded:
-        loaded["pretrainer"].set_collect_in(str(folder))
-        loaded["pretrainer"].load_collected()
-    found = {**loaded, **loaded.get("modules", {})}
-    return {k: v for k, v in found.items() if isinstance(v, torch.nn.Module)}
+    if weights and (pretrainer := loaded.get("pretrainer")):
+        pretrainer.set_collect_in(str(folder))
+        things = pretrainer.loadables.items()
+        names = [name for name, x in things if isinstance(x, Module)]
+        exact = dict.fromkeys(names, _load_exactly)
+        pretrainer.add_custom_hooks({**exact, **pretrainer.custom_hooks})
+        pretrainer.load_collected()
+    return loaded
 
 
 def start_from(folder, modules):
@@ -71,7 +72,9 @@ def start_from(folder, modules):
         return
     folder = Path(folder)
     if (folder / _YAML).is_file():
-        found = load_modules(folder)
+        found = load_yaml(folder, weights=True)
+        found.update(found.get("modules", {}))
+        found = {k: v for k, v in found.items() if isinstance(v, Module)}
         _check_names(folder, modules, found)
         for name in modules.keys() & found.keys():
             take_over(modules[name], found[name], name)
@@ -86,13 +89,8 @@ def start_from(folder, modules):
         folder = last.path
     found = {path.stem for path in folder.glob("*.ckpt")}
     _check_names(folder, modules, found)
-    chosen = {k: v for k, v in modules.items() if k in found}
-    exact = {
-        name: functools.partial(_load_exactly, name=name)
-        for name, module in chosen.items()
-        if not has_saver(module)
-    }
-    Pretrainer(str(folder), chosen, custom_hooks=exact).load_collected()
+    for name in modules.keys() & found:
+        _load_exactly(modules[name], folder / f"{name}.ckpt")
 
 
 def _check_names(folder, modules, found):
@@ -105,9 +103,11 @@ def _check_names(folder, modules, found):
         raise ValueError(f"{folder} has no {missing}, it has {sorted(found)}")
 
 
-def _load_exactly(module, path, name):
-    state = torch.load(path, map_location="cpu")
+def _load_exactly(module, path):
+    """Which SpeechBrain's Pretrainer does not: parameters that a file lacks
+    stay as they were drawn."""
     try:
-        module.load_state_dict(state)
-    except RuntimeError as e:
-        raise ValueError(f"'{name}' cannot start from {path}: {e}") from e
+        get_default_hook(module, DEFAULT_LOAD_HOOKS)(module, path, False)
+    except (EOFError, OSError, RuntimeError, UnpicklingError) as e:
+        what = f"'{Path(path).stem}' cannot start from {path}"
+        raise ValueError(f"{what}: {e} ({type(e).__name__})") from e

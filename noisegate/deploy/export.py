@@ -140,12 +140,10 @@ def export(folder, path=None, streaming=False, files=()):
     path = folder / "model.onnx" if path is None else Path(path)
     if path.exists():
         raise FileExistsError(f"{path} exists: move it away first")
-    values = load_yaml(folder)
+    values = load_yaml(folder, weights=True)
     missing = {"sample_rate", "modules", "pretrainer"} - values.keys()
     if missing:
         raise ValueError(f"{folder} has no {sorted(missing)}")
-    values["pretrainer"].set_collect_in(str(folder))
-    values["pretrainer"].load_collected()
     modules = values["modules"]
     whole = Deployed(modules)
     deployed = Deployed(modules, streaming=True) if streaming else whole

@@ -3,6 +3,7 @@
 import copy
 import functools
 import logging
+from pathlib import Path
 
 import pytest
 import speechbrain as sb
@@ -15,7 +16,7 @@ from speechbrain.utils.checkpoints import Checkpointer
 
 from noisegate.compact import compact, save_compact
 from noisegate.gates import Gates
-from noisegate.pretrained import load_modules, start_from
+from noisegate.pretrained import load_yaml, start_from
 from noisegate.teacher import Teacher
 from tests.unittests.brains import TinyBrain, brain, fit
 
@@ -112,10 +113,37 @@ def test_what_is_no_start_is_named(tmp_path):
         start_from(tmp_path / "save", {"model": network()})
 
 
+@pytest.mark.parametrize("damage", ["cut", "empty", "lacking", "other", "gone"])
+@pytest.mark.parametrize("kind", ["compact", "checkpoint"])
+def test_weights_that_are_not_whole(tmp_path, kind, damage):
+    """SpeechBrain's Pretrainer would leave what a file lacks as drawn."""
+    if kind == "compact":
+        folder = saved(tmp_path / "compact", network())
+    else:
+        checkpointer = Checkpointer(tmp_path, {"model": network()})
+        folder = checkpointer.save_checkpoint().path
+    path = Path(folder, "model.ckpt")
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:1000])
+    elif damage == "lacking":
+        state = torch.load(path)
+        state.popitem()
+        torch.save(state, path)
+    elif damage == "gone":
+        path.unlink()
+    else:
+        path.write_text("" if damage == "empty" else "version https://git-lfs")
+    with pytest.raises(
+        ValueError, match=r"'?model'? .*model\.ckpt|no \['model"
+    ):
+        start_from(folder, {"model": network()})
+
+
 def test_modules_of_a_folder(tmp_path):
     """Those that the YAML makes, with their weights."""
     net = cut(network())
-    found = load_modules(saved(tmp_path / "compact", net))
+    folder = saved(tmp_path / "compact", net)
+    found = load_yaml(folder, weights=True)["modules"]
     assert list(found) == ["model"]
     x = torch.randn(2, 7, 8)
     torch.testing.assert_close(found["model"].eval()(x), net(x))

@@ -313,7 +313,7 @@ def _check_folder(folder, modules):
                 )
 
 
-def has_saver(module):
+def _has_saver(module):
     """Whether a class tells SpeechBrain how it is saved."""
     usual = DEFAULT_SAVE_HOOKS[torch.nn.Module]
     return get_default_hook(module, DEFAULT_SAVE_HOOKS) is not usual
@@ -342,7 +342,7 @@ def _learned(module):
         return {"labels": module.lab2ind}
     found = dict(module.state_dict())
     for path, part in module.named_modules():
-        for key, value in vars(part).items() if has_saver(part) else ():
+        for key, value in vars(part).items() if _has_saver(part) else ():
             if torch.is_tensor(value):
                 found[f"{path}.{key}".lstrip(".")] = value
     return {key: value.cpu() for key, value in found.items()}

@@ -304,14 +304,15 @@ class SweepFolder:
 
 def _cell(row, where):
     """The cell that a row is of, and the rest of the row."""
-    names = ("method", "budget", "seed")
-    if not isinstance(row, dict) or not {*names} <= {*row}:
+    fields = dataclasses.fields(Cell)
+    needed = [f.name for f in fields if f.default is dataclasses.MISSING]
+    if not isinstance(row, dict) or not {*needed} <= {*row}:
         keys = [*row] if isinstance(row, dict) else row
         raise ValueError(
             f"{where} is of no cell of a sweep: expected the keys "
-            f"{[*names]}, got {keys}"
+            f"{needed}, got {keys}"
         )
-    found = {key: row.pop(key) for key in (*names, "model") if key in row}
+    found = {f.name: row.pop(f.name) for f in fields if f.name in row}
     return Cell(**found), row
 
 

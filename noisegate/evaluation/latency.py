@@ -145,7 +145,9 @@ def _load(place):
     if not path.exists():
         raise ValueError(f"{place} has no cut model (compact/hyperparams.yaml)")
     try:
-        hparams = load_yaml(path.parent)
+        # Trained weights, for the comparison of outputs: those of a deep model
+        # of fresh ones hardly depend on its input
+        hparams = load_yaml(path.parent, weights=True)
     except ImportError as error:
         raise ValueError(
             f"{path} cannot be built, is the folder of the recipe on "
@@ -162,11 +164,6 @@ def _load(place):
     try:
         ((name, shape),) = shapes.items()
         model = hparams["modules"][name].eval()
-        # For the comparison of outputs: those of fresh weights hardly depend
-        # on the input of a deep model
-        weights = path.with_name(f"{name}.ckpt")
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-        model.load_state_dict(state)
         x, seconds = torch.randn(shape), float(hparams["segment_s"])
         _outputs(model, [x])
     except Exception as error:  # of any of its layers

@@ -57,7 +57,6 @@ def test_all_tables_have_a_command():
     "script, readme",
     [
         ("summary.py", "README.md"),
-        ("summary.py", "recipes/VAD/README.md"),
         ("speed.py --table", "README.md"),
         ("zoo.py --table", "benchmarks/README.md"),
         ("steps.py --table", "benchmarks/README.md"),

@@ -187,23 +187,55 @@ def test_mixing_on_the_fly(corpus, tmp_path):
 
 
 def test_two_processes(corpus, tmp_path):
-    """Under torchrun there is one result, which meets the budget, and one file
-    of events, with figures and widths of each epoch; also if DDP looks for
-    what no pass has reached: gates that are open, at first."""
-    pytest.importorskip("tensorboard")
-    flags = (*DDP, "--find_unused_parameters", "--use_tensorboard=True")
+    """Under torchrun there is one result, and it meets the budget; also if
+    DDP looks for what no pass has reached: gates that are open, at first."""
+    flags = (*DDP, "--find_unused_parameters")
     out = run("hparams/crnn_gated.yaml", tmp_path, corpus, *flags, launcher=TWO)
     assert out.returncode == 0, out.stdout[-3000:]
     result = json.loads((tmp_path / "result.json").read_text())
     limit = result["budget"] * result["macs_per_second_full"]
     assert result["macs_per_second"] <= 1.01 * limit
+
+
+def test_tensorboard_of_two_processes(corpus, tmp_path):
+    """One file of events, with figures and widths of each epoch."""
+    pytest.importorskip("tensorboard")
+    out = run(
+        "hparams/crnn_gated.yaml",
+        tmp_path,
+        corpus,
+        *DDP,
+        "--use_tensorboard=True",
+        launcher=TWO,
+    )
+    assert out.returncode == 0, out.stdout[-3000:]
     assert len(list((tmp_path / "tensorboard").iterdir())) == 1
     figures = scalars(tmp_path)
     assert {"loss/train", "EER/valid", "lr", "macs_ratio"} < set(figures)
     assert all(list(steps) == [1, 2] for steps in figures.values())
+    result = json.loads((tmp_path / "result.json").read_text())
     for gate in ("features", "conv1", "rnn"):
         width = figures[f"width/{gate}"][2]
         assert width == result["widths"][gate]
+
+
+def test_finished_result_is_kept(corpus, tmp_path):
+    """A second call does not train again or touch the result."""
+    tiny = ["--conv_channels=8", "--rnn_units=8", "--dnn_neurons=8"]
+    tiny += ["--number_of_epochs=2", "--freeze_epoch=2", "--budget=0.5"]
+    first = run("hparams/crnn_gated.yaml", tmp_path, corpus, *tiny)
+    assert first.returncode == 0, first.stdout[-3000:]
+    files = ("result.json", "train_log.txt", "gates.jsonl")
+    before = [(tmp_path / name).read_bytes() for name in files]
+    again = run("hparams/crnn_gated.yaml", tmp_path, corpus, *tiny)
+    assert again.returncode == 0 and "finished" in again.stdout
+    other = run(
+        "hparams/crnn_gated.yaml", tmp_path, corpus, *tiny, "--data_seed=2"
+    )
+    assert other.returncode == 2
+    assert "data_seed was 1234, is 2" in other.stdout
+    assert "Traceback" not in other.stdout
+    assert [(tmp_path / name).read_bytes() for name in files] == before
 
 
 @pytest.mark.parametrize(

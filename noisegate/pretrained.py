@@ -22,10 +22,10 @@ from noisegate._private import take_over
 _YAML = "hyperparams.yaml"
 
 
-def load_yaml(folder, weights=False):
-    """Returns what the ``hyperparams.yaml`` of a folder makes (dict), with all
-    trained weights or none. Networks of a recipe are found in files beside it.
-    A ValueError names weights that are not those of the YAML's modules."""
+def load_yaml(folder):
+    """Returns what the ``hyperparams.yaml`` of a folder makes (dict), with
+    trained weights. Networks of a recipe are found in files beside it. A
+    ValueError names what are not the weights of the YAML's modules."""
     text = Path(folder, _YAML).read_text(encoding="utf-8")
     sys.path.insert(0, str(folder))
     try:
@@ -33,13 +33,13 @@ def load_yaml(folder, weights=False):
             loaded = load_hyperpyyaml(text)
     finally:
         sys.path.remove(str(folder))
-    if weights and (pretrainer := loaded.get("pretrainer")):
-        pretrainer.set_collect_in(str(folder))
-        things = pretrainer.loadables.items()
-        names = [name for name, x in things if isinstance(x, Module)]
-        exact = dict.fromkeys(names, _load_exactly)
-        pretrainer.add_custom_hooks({**exact, **pretrainer.custom_hooks})
-        pretrainer.load_collected()
+    if (pretrainer := loaded.get("pretrainer")) is None:  # as that of a run
+        raise ValueError(f"{folder}/{_YAML} has no pretrainer, so no weights")
+    pretrainer.set_collect_in(str(folder))
+    things = pretrainer.loadables.items()
+    exact = {k: _load_exactly for k, x in things if isinstance(x, Module)}
+    pretrainer.add_custom_hooks({**exact, **pretrainer.custom_hooks})
+    pretrainer.load_collected()
     return loaded
 
 
@@ -61,8 +61,8 @@ def start_from(folder, modules):
     Raises
     ------
     ValueError
-        If the folder has no module of a name that has parameters, if it is of
-        another class, or if its parameters have other names or shapes.
+        If the folder has no weights or no module of a name with parameters, if
+        it is of another class, or has parameters of other names or shapes.
 
     Example
     -------
@@ -72,7 +72,7 @@ def start_from(folder, modules):
         return
     folder = Path(folder)
     if (folder / _YAML).is_file():
-        found = load_yaml(folder, weights=True)
+        found = load_yaml(folder)
         found.update(found.get("modules", {}))
         found = {k: v for k, v in found.items() if isinstance(v, Module)}
         _check_names(folder, modules, found)

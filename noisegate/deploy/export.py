@@ -140,8 +140,8 @@ def export(folder, path=None, streaming=False, files=()):
     path = folder / "model.onnx" if path is None else Path(path)
     if path.exists():
         raise FileExistsError(f"{path} exists: move it away first")
-    values = load_yaml(folder, weights=True)
-    missing = {"sample_rate", "modules", "pretrainer"} - values.keys()
+    values = load_yaml(folder)
+    missing = {"sample_rate", "modules"} - values.keys()
     if missing:
         raise ValueError(f"{folder} has no {sorted(missing)}")
     modules = values["modules"]

@@ -147,7 +147,7 @@ def _load(place):
     try:
         # Trained weights, for the comparison of outputs: those of a deep model
         # of fresh ones hardly depend on its input
-        hparams = load_yaml(path.parent, weights=True)
+        hparams = load_yaml(path.parent)
     except ImportError as error:
         raise ValueError(
             f"{path} cannot be built, is the folder of the recipe on "

@@ -90,7 +90,7 @@ def exported(causal):
 def whole(folder, signal):
     """What SpeechBrain's modules of a folder return, (frames,)."""
     x = torch.from_numpy(signal)[None]
-    modules = load_yaml(folder, weights=True)["modules"]
+    modules = load_yaml(folder)["modules"]
     with torch.no_grad():
         for name in ("compute_features", "mean_var_norm", "model"):
             x = modules[name].eval()(x)
@@ -101,7 +101,7 @@ def test_any_chunks_give_what_the_whole_signal_gives(causal, exported):
     """200 random chunkings, in torch and in ONNX."""
     rng = np.random.default_rng(0)
     signal, _ = sf.read(SPEECH[1], dtype="float32")
-    modules = load_yaml(causal, weights=True)["modules"]
+    modules = load_yaml(causal)["modules"]
     model, deployed = Model(exported), Deployed(modules, True)
 
     class Torch:

@@ -140,11 +140,20 @@ def test_weights_that_are_not_whole(tmp_path, kind, damage):
         start_from(folder, {"model": network()})
 
 
+def test_the_folder_of_a_run_has_no_weights(tmp_path):
+    """Its YAML would make modules as they are drawn; its cut model is beside
+    it, its checkpoints are in another folder."""
+    text = "modules: {model: !new:torch.nn.Linear [8, 2]}"
+    (tmp_path / "hyperparams.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match="has no pretrainer, so no weights"):
+        start_from(tmp_path, {"model": torch.nn.Linear(8, 2)})
+
+
 def test_modules_of_a_folder(tmp_path):
     """Those that the YAML makes, with their weights."""
     net = cut(network())
     folder = saved(tmp_path / "compact", net)
-    found = load_yaml(folder, weights=True)["modules"]
+    found = load_yaml(folder)["modules"]
     assert list(found) == ["model"]
     x = torch.randn(2, 7, 8)
     torch.testing.assert_close(found["model"].eval()(x), net(x))

@@ -39,6 +39,7 @@ logger = get_logger(__name__)
 _MISSED = 1.2  # times the budget, when the widths are frozen: worth a warning
 _COLLAPSED = 0.5  # likewise
 _NOT_CALLED = "on_stage_start must call super().on_stage_start(stage, epoch)"
+_NO_LENGTH = "train_set has no length: loaders take looped_nominal_epoch, steps"
 _REORDER_STEPS = 10  # optimizer steps between two rankings of the channels
 _REORDERS = 30  # rankings at least, if there are as many steps
 
@@ -205,9 +206,9 @@ class GatedBrain(sb.Brain):
     ):
         """See ``sb.Brain.fit``."""
         self._prepare(train_set, train_loader_kwargs)
-        limit = getattr(epoch_counter, "limit", None)
-        limited = self.gates and not self.debug and limit is not None
-        if limited and not 2 <= self.freeze_epoch <= limit:
+        limit = getattr(epoch_counter, "limit", math.inf)
+        free = not self.gates or self.debug
+        if not (free or 2 <= self.freeze_epoch <= limit):
             raise ValueError(
                 f"freeze_epoch must be in [2, number_of_epochs = {limit}], got "
                 f"{self.freeze_epoch}: the widths would not become final"
@@ -217,11 +218,18 @@ class GatedBrain(sb.Brain):
             train_set = self.make_dataloader(
                 train_set, stage=sb.Stage.TRAIN, **(train_loader_kwargs or {})
             )
-        self._steps_per_epoch = len(train_set)
-        data = getattr(train_set, "dataset", None)
-        mapped = isinstance(data, torch.utils.data.Dataset)
-        if mapped and not hasattr(data, "__getitems__"):
+        try:
+            self._steps_per_epoch = len(train_set)
+        except TypeError as err:
+            raise ValueError(_NO_LENGTH) from err
+        loader = getattr(train_set, "loader", train_set)  # LoopedLoader has one
+        data = getattr(loader, "dataset", None)
+        if isinstance(data, torch.utils.data.Dataset):
             data.__getitems__ = Batches(data, self.seeds)
+        if self.train_sampler is None:  # sb.Brain knows that of shuffle alone
+            samplers = map(vars(loader).get, ("batch_sampler", "sampler"))
+            found = (s for s in samplers if hasattr(s, "set_epoch"))
+            self.train_sampler = next(found, None)
         if self.debug:
             self._steps_per_epoch = min(len(train_set), self.debug_batches)
         options = {"valid_loader_kwargs": valid_loader_kwargs or {}}
@@ -236,10 +244,8 @@ class GatedBrain(sb.Brain):
     def on_fit_start(self):
         """See ``sb.Brain.on_fit_start``."""
         if self.checkpointer is not None:
-            self.checkpointer.add_recoverable("seeds", self.seeds)
-            self.checkpointer.add_recoverable(
-                "complexity_loss", self.complexity_loss
-            )
+            for name in ("seeds", "complexity_loss"):
+                self.checkpointer.add_recoverable(name, getattr(self, name))
         if self.distributed_launch:
             for module in self.modules.values():
                 leave_out_of_ddp(module, self.gates.parameters())
@@ -280,11 +286,10 @@ class GatedBrain(sb.Brain):
             self.optimizers_dict["gates"] = self.gate_optimizer
         if self.checkpointer is None:
             return
+        add = self.checkpointer.add_recoverable
         if parameters:
-            self.checkpointer.add_recoverable(
-                "gate_optimizer", self.gate_optimizer
-            )
-        self.checkpointer.add_recoverable("checksums", Checksums())
+            add("gate_optimizer", self.gate_optimizer)
+        add("checksums", Checksums())
         # What follows next is the recovery
         run_on_main(set_aside_broken, args=[self.checkpointer])
 
@@ -319,7 +324,8 @@ class GatedBrain(sb.Brain):
         self.seeds.set(stage.name, epoch)
         if stage != sb.Stage.TRAIN:
             return
-        self._epoch = self.seeds.epoch = epoch
+        self._epoch = epoch
+        self.seeds.epoch.fill_(epoch)
         self._fed, self._stepped, self._first_step = False, False, self.step
         self.gates.watch()
         # A run resumed within an epoch has done this already

@@ -32,7 +32,9 @@ class Seeds:
     """
 
     def __init__(self):
-        self.seed, self.epoch = torch.initial_seed(), None
+        self.seed = torch.initial_seed()
+        # Shared with the workers: those that persist are not told otherwise
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     @mark_as_saver
     def save(self, path):
@@ -66,10 +68,14 @@ class Batches:
 
     def __init__(self, dataset, seeds):
         self.dataset, self.seeds = dataset, seeds
+        own = getattr(dataset, "__getitems__", None)
+        self.own = own.own if isinstance(own, Batches) else own
 
     def __call__(self, indices):
         """Returns the items (list)."""
-        self.seeds.set("items", self.seeds.epoch, *indices)
+        self.seeds.set("items", int(self.seeds.epoch), *indices)
+        if self.own is not None:
+            return self.own(indices)
         return [self.dataset[index] for index in indices]
 
 

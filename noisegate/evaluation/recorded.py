@@ -138,6 +138,7 @@ class RecordedBrain(GatedBrain):
         given = {k: v for k, v in loader_kwargs.items() if v is not None}
         size = given.get("batch_size", 1)
         free = "batch_sampler" not in given and not given.get("drop_last")
+        free &= not isinstance(dataset, torch.utils.data.IterableDataset)
         if stage == sb.Stage.TRAIN and free and size > 1:
             processes = int(os.environ.get("WORLD_SIZE", 1))
             n_items = -(-len(given.get("sampler", dataset)) // processes)

@@ -11,7 +11,13 @@ from speechbrain.utils.train_logger import FileTrainLogger
 
 from noisegate.checkpoints import Seeds
 from tests.unittests import brains
-from tests.unittests.brains import EPOCHS, STEPS, Killed, brain
+from tests.unittests.brains import (
+    EPOCHS,
+    STEPS,
+    Killed,
+    brain,
+    forget_keys,  # noqa: F401
+)
 
 
 def crops():

@@ -69,10 +69,11 @@ tests() {
 }
 finished() { [ -e "$FOLDER/$1.passed" ] || failed=1; }
 
-VAD=(--number_of_epochs=6 --freeze_epoch=4 --mixes_per_segment=4)
+VAD=(--number_of_epochs=6 --freeze_epoch=4 --mixes_per_segment=4
+    --batch_size=16 --lr=0.001 --lr_final=0.0001)
 KEYWORDS=("--budgets=[0.25, 0.0625]")
 if [ "$DEVICE" = cpu ]; then
-    VAD=(--number_of_epochs=2 --freeze_epoch=2)
+    VAD=(--number_of_epochs=2 --freeze_epoch=2 --mixes_per_segment=4)
     ALIGNED=${ALIGNED:-resnet34}  # Too few channels in the small Conformer
     KEYWORDS+=(--number_of_epochs=2 "--stage={number_of_epochs: 2, freeze_epoch: 2}")
 fi

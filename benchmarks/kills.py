@@ -59,6 +59,7 @@ SMALL = ["--number_of_epochs=3", "--freeze_epoch=2", "--noprogressbar"]
 SMALL += ["--ckpt_interval_steps=2"]
 VAD = ["--conv_channels=8", "--rnn_units=8", "--dnn_neurons=8", "--n_mels=24"]
 VAD += ["--segment_s=1.0", "--batch_size=4", "--budget=0.5", *SMALL]
+VAD += ["--mixes_per_segment=8", "--lr=0.001", "--lr_final=0.0001"]
 VAD += ["--data_folder={data}/speech", "--noise_folder={data}/noise"]
 CASES = {  # recipe, launcher, arguments
     "VAD": ("VAD", [], ["hparams/crnn_gated.yaml", *VAD]),

@@ -17,6 +17,7 @@ from speechbrain.augment.augmenter import Augmenter
 from speechbrain.dataio.dataloader import LoopedLoader
 from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import get_logger
+from torch.utils.data import DataLoader, Dataset
 
 from noisegate._private import leave_out_of_ddp, unwrapped
 from noisegate.brain_model import BrainModel, find_gates
@@ -206,15 +207,16 @@ class GatedBrain(sb.Brain):
     ):
         """See ``sb.Brain.fit``."""
         self._prepare(train_set, train_loader_kwargs)
+        if self.test_only:
+            return super().fit(epoch_counter, train_set)
         limit = getattr(epoch_counter, "limit", math.inf)
-        free = not self.gates or self.debug
-        if not (free or 2 <= self.freeze_epoch <= limit):
+        if self.gates and not (self.debug or 2 <= self.freeze_epoch <= limit):
             raise ValueError(
                 f"freeze_epoch must be in [2, number_of_epochs = {limit}], got "
                 f"{self.freeze_epoch}: the widths would not become final"
             )
-        loaders = (torch.utils.data.DataLoader, LoopedLoader)
-        if not (self.test_only or isinstance(train_set, loaders)):
+        loaders = (DataLoader, LoopedLoader)
+        if not isinstance(train_set, loaders):
             train_set = self.make_dataloader(
                 train_set, stage=sb.Stage.TRAIN, **(train_loader_kwargs or {})
             )
@@ -223,13 +225,11 @@ class GatedBrain(sb.Brain):
         except TypeError as err:
             raise ValueError(_NO_LENGTH) from err
         loader = getattr(train_set, "loader", train_set)  # LoopedLoader has one
-        data = getattr(loader, "dataset", None)
-        if isinstance(data, torch.utils.data.Dataset):
+        if isinstance(data := getattr(loader, "dataset", 0), Dataset):
             data.__getitems__ = Batches(data, self.seeds)
-        if self.train_sampler is None:  # sb.Brain knows that of shuffle alone
-            samplers = map(vars(loader).get, ("batch_sampler", "sampler"))
-            found = (s for s in samplers if hasattr(s, "set_epoch"))
-            self.train_sampler = next(found, None)
+        for name in ("sampler", "batch_sampler"):  # sb.Brain tells its own
+            if hasattr(getattr(loader, name, None), "set_epoch"):
+                self.train_sampler = getattr(loader, name)
         if self.debug:
             self._steps_per_epoch = min(len(train_set), self.debug_batches)
         options = {"valid_loader_kwargs": valid_loader_kwargs or {}}

@@ -318,6 +318,17 @@ def fixed(folder, **options):
     return brain(folder, dropout=0.0, **options)
 
 
+def test_only_testing(tmp_path):
+    """The run option test_only, in another process, also without data."""
+    trainer = fit(brain(tmp_path))
+    options = {"min_key": "loss", "test_loader_kwargs": {"batch_size": 4}}
+    expected = trainer.evaluate(dataset(8), **options)
+    other = brain(tmp_path, seed=5, test_only=True)
+    other.fit(other.counter, None)
+    assert other.evaluate(dataset(8), **options) == expected
+    assert other.gates.integer_widths() == trainer.gates.integer_widths()
+
+
 def test_fixed_widths_train_the_cut_model(tmp_path):
     """As the masked one is trained; evaluated and saved as it is."""
     masked = fixed(tmp_path / "masked")

@@ -15,11 +15,13 @@ import speechbrain as sb
 import torch
 from speechbrain.augment.augmenter import Augmenter
 from speechbrain.dataio.dataloader import LoopedLoader
+from speechbrain.utils.checkpoints import DEFAULT_LOAD_HOOKS, DEFAULT_SAVE_HOOKS
 from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import get_logger
 from torch.utils.data import DataLoader, Dataset
 
 from noisegate._private import leave_out_of_ddp, unwrapped
+from noisegate.attach import has_gates
 from noisegate.brain_model import BrainModel, find_gates
 from noisegate.checkpoints import (
     Batches,
@@ -246,6 +248,12 @@ class GatedBrain(sb.Brain):
         if self.checkpointer is not None:
             for name in ("seeds", "complexity_loss"):
                 self.checkpointer.add_recoverable(name, getattr(self, name))
+            # All of a gated module: AdaptedModel saves what is trained alone
+            kinds = DEFAULT_LOAD_HOOKS, DEFAULT_SAVE_HOOKS
+            hooks = [hooks_of[torch.nn.Module] for hooks_of in kinds]
+            for name, part in list(self.checkpointer.recoverables.items()):
+                if isinstance(part, torch.nn.Module) and has_gates(part):
+                    self.checkpointer.add_recoverable(name, part, *hooks)
         if self.distributed_launch:
             for module in self.modules.values():
                 leave_out_of_ddp(module, self.gates.parameters())

@@ -469,9 +469,11 @@ def save_compact(
             if isinstance(module, SentencePieceProcessor):
                 Path(path).write_bytes(module.serialized_model_proto())
                 continue
+            save = get_default_hook(module, DEFAULT_SAVE_HOOKS)
+            if any(True for _ in getattr(module, "parameters", tuple)()):
+                save = DEFAULT_SAVE_HOOKS[torch.nn.Module]  # others save a part
             # Without what makes it wait for the other processes
-            save = inspect.unwrap(get_default_hook(module, DEFAULT_SAVE_HOOKS))
-            save(module, path)
+            inspect.unwrap(save)(module, path)
         text = "\n".join(lines) + "\n"
         Path(part, "hyperparams.yaml").write_text(text, encoding="utf-8")
         for file in _own_files(text):

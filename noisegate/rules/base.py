@@ -20,6 +20,11 @@ class Cost(NamedTuple):
     elements: object  # number of values that it puts out (activations)
 
 
+def inner(module, name):
+    """A size of a layer, which may be inside of another (LoRA)."""
+    return next(getattr(m, name) for m in module.modules() if hasattr(m, name))
+
+
 def register(*classes):
     """Makes a rule known, as a decorator.
 

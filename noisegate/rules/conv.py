@@ -9,7 +9,7 @@ import math
 import speechbrain as sb
 import torch
 
-from noisegate.rules.base import Cost, LayerRule, register, select
+from noisegate.rules.base import Cost, LayerRule, inner, register, select
 
 
 @register(torch.nn.Conv1d, torch.nn.Conv2d)
@@ -80,4 +80,4 @@ class SpeechBrainConvRule(LayerRule):
     """SpeechBrain's modules around a convolution."""
 
     def renew(self):
-        self.layer.in_channels = self.layer.conv.in_channels
+        self.layer.in_channels = inner(self.layer.conv, "in_channels")

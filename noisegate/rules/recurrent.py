@@ -11,7 +11,7 @@ from speechbrain.lobes.models import resepformer
 from speechbrain.nnet import RNN
 
 from noisegate.gate import bounded_sqrt
-from noisegate.rules.base import Cost, LayerRule, register, select
+from noisegate.rules.base import Cost, LayerRule, inner, register, select
 
 
 @register(torch.nn.GRUCell, torch.nn.LSTMCell, torch.nn.RNNCell)
@@ -182,7 +182,7 @@ class LiGRURule(StackRule):
     """A stack of layers."""
 
     def renew(self):
-        self.layer.hidden_size = self.layer.rnn[0].u.in_features
+        self.layer.hidden_size = inner(self.layer.rnn[0].u, "in_features")
 
 
 @register(RNN.LiGRU_Layer, RNN.SLiGRU_Layer)
@@ -190,7 +190,7 @@ class LiGRULayerRule(SpeechBrainRecurrentRule):
     """A layer of such a stack, with masks of dropout."""
 
     def renew(self):
-        layer, size = self.layer, self.layer.u.in_features
+        layer, size = self.layer, inner(self.layer.u, "in_features")
         if layer.hidden_size != size:
             layer.hidden_size = size
             layer.drop_masks = layer.drop_masks[:, :size]
@@ -203,7 +203,8 @@ class AttentionalDecoderRule(SpeechBrainRecurrentRule):
     def renew(self):
         module = self.layer
         module.hidden_size = module.rnn.rnn_cells[0].hidden_size
-        module.attn_dim = module.attn.mlp_out.out_features
+        last = getattr(module.attn, "mlp_out", None) or module.attn.value_linear
+        module.attn_dim = inner(last, "out_features")
 
 
 @register(resepformer.SegLSTM)

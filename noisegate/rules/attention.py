@@ -163,11 +163,9 @@ class SpeechBrainAttentionRule(AttentionRule):
     """SpeechBrain's own: heads may have another width than the model."""
 
     def sizes(self):
-        parts = (
-            getattr(self.layer, k, None) for k in ("out_proj", "linear_pos")
-        )
-        if any(part and not hasattr(part, "weight") for part in parts):
-            return {}  # LoRA around them: what is inside is looked at
+        for name, x in self.layer.named_children():
+            if name in ("out_proj", "linear_pos") and not hasattr(x, "weight"):
+                return {}  # LoRA around it: what is inside is looked at
         return {**super().sizes(), "heads": self.layer.head_dim}
 
     def record(self, args, kwargs, output):

@@ -235,7 +235,9 @@ class ComplexityLoss(torch.nn.Module):
 
         With a budget the widths are scaled by one factor, the greatest with
         which they meet it when rounded (to the nearest by ratio); what is left
-        goes to gates that have least of what they have learned, if it fits.
+        goes to gates that have least of what they have learned, if it fits. Of
+        this, and the same with a gate of coarse steps held one step higher,
+        the widths nearest to the learned ones are taken.
 
         Returns the final widths (dict).
         """
@@ -252,29 +254,45 @@ class ComplexityLoss(torch.nn.Module):
         gates, cost = self.gates, self.gates.cost
         limit = self.budget * cost.macs() * (1 + 1e-9)
 
-        def scaled(factor):
-            """Widths times a factor, as the nearest by ratio."""
+        def scaled(factor, raised):
+            """Widths times a factor, as the nearest by ratio; one a step up."""
             near = {}
             for name, gate in gates.items():
                 step, width = gate.granularity, widths[name] * factor
                 below = max(gate.min_width, int(width) // step * step)
                 above = min(gate.size, below + step)
                 near[name] = above if below * above < width**2 else below
+                if name == raised:
+                    near[name] = min(gate.size, near[name] + step)
             return near
 
-        low, high = 0.0, max(gate.size for gate in gates.values()) + 1.0
-        for _ in range(60):
-            middle = (low + high) / 2
-            fits = cost.macs(scaled(middle)) <= limit
-            low, high = (middle, high) if fits else (low, middle)
-        final = scaled(low)
-        while True:
-            fits = [
-                (more[name] / widths[name], name, more)
-                for name, gate in gates.items()
-                for more in [{**final, name: final[name] + gate.granularity}]
-                if more[name] <= gate.size and cost.macs(more) <= limit
-            ]
-            if not fits:
-                return final
-            *_, final = min(fits)  # no two have one name
+        def rounded(raised):
+            low, high = 0.0, max(gate.size for gate in gates.values()) + 1.0
+            for _ in range(60):
+                middle = (low + high) / 2
+                fits = cost.macs(scaled(middle, raised)) <= limit
+                low, high = (middle, high) if fits else (low, middle)
+            final = scaled(low, raised)
+            while True:
+                fits = [
+                    (more[name] / widths[name], name, more)
+                    for name, gate in gates.items()
+                    for more in [
+                        {**final, name: final[name] + gate.granularity}
+                    ]
+                    if more[name] <= gate.size and cost.macs(more) <= limit
+                ]
+                if not fits:
+                    return final
+                *_, final = min(fits)  # no two have one name
+
+        # A coarse step may leave much, which would go to all others
+        coarse = [n for n, g in gates.items() if widths[n] < 3 * g.granularity]
+        found = [rounded(name) for name in (None, *coarse)]
+        found[1:] = [f for f in found[1:] if cost.macs(f) <= limit]
+        return min(
+            found,
+            key=lambda f: max(
+                abs(math.log(f[n] / k)) for n, k in widths.items()
+            ),
+        )

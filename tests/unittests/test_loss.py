@@ -162,6 +162,21 @@ def test_freezing_keeps_the_proportions():
     assert max(ratios) < 1.2 * min(ratios)
 
 
+def test_a_coarse_step_does_not_decide_for_all():
+    """A stream of 33 channels in steps of 16, as of attention heads, stays 32
+    wide: with 16 all others would be thrice as wide as learned."""
+    fine = {"kappa_min": 0.02}
+    coarse = {"hidden0": {**fine, "granularity": 16}}
+    gates = wide(layers={**coarse, "hidden1": fine, "hidden2": fine})
+    learned = {"hidden0": 33.0, "hidden1": 3.6, "hidden2": 3.6}
+    for name, width in learned.items():
+        gates[name].set_width(width)
+    budget = 600 / (16 * 64 + 2 * 64 * 64 + 64)
+    widths = ComplexityLoss(gates, budget=budget).freeze()
+    assert widths["hidden0"] == 32
+    assert gates.cost.ratio(widths) <= budget
+
+
 def test_a_fixed_weight():
     """The published form: weight times relative MACs, rounded up at last."""
     gates = wide()

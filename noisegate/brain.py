@@ -15,13 +15,13 @@ import speechbrain as sb
 import torch
 from speechbrain.augment.augmenter import Augmenter
 from speechbrain.dataio.dataloader import LoopedLoader
+from speechbrain.nnet.adapters import AdaptedModel
 from speechbrain.utils.checkpoints import DEFAULT_LOAD_HOOKS, DEFAULT_SAVE_HOOKS
 from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import get_logger
 from torch.utils.data import DataLoader, Dataset
 
 from noisegate._private import leave_out_of_ddp, unwrapped
-from noisegate.attach import has_gates
 from noisegate.brain_model import BrainModel, find_gates
 from noisegate.checkpoints import (
     Batches,
@@ -208,7 +208,8 @@ class GatedBrain(sb.Brain):
         valid_loader_kwargs=None,
     ):
         """See ``sb.Brain.fit``."""
-        self._prepare(train_set, train_loader_kwargs)
+        if train_set is not None:
+            self._prepare(train_set, train_loader_kwargs)
         if self.test_only:
             return super().fit(epoch_counter, train_set)
         limit = getattr(epoch_counter, "limit", math.inf)
@@ -248,11 +249,10 @@ class GatedBrain(sb.Brain):
         if self.checkpointer is not None:
             for name in ("seeds", "complexity_loss"):
                 self.checkpointer.add_recoverable(name, getattr(self, name))
-            # All of a gated module: AdaptedModel saves what is trained alone
             kinds = DEFAULT_LOAD_HOOKS, DEFAULT_SAVE_HOOKS
             hooks = [hooks_of[torch.nn.Module] for hooks_of in kinds]
             for name, part in list(self.checkpointer.recoverables.items()):
-                if isinstance(part, torch.nn.Module) and has_gates(part):
+                if isinstance(part, AdaptedModel):  # saves what is trained
                     self.checkpointer.add_recoverable(name, part, *hooks)
         if self.distributed_launch:
             for module in self.modules.values():

@@ -30,6 +30,7 @@ from hyperpyyaml import load_hyperpyyaml, resolve_references
 from ruamel.yaml.tag import Tag
 from sentencepiece import SentencePieceProcessor
 from speechbrain.dataio.encoder import CategoricalEncoder
+from speechbrain.nnet.adapters import AdaptedModel
 from speechbrain.utils.checkpoints import (
     DEFAULT_LOAD_HOOKS,
     DEFAULT_SAVE_HOOKS,
@@ -470,8 +471,8 @@ def save_compact(
                 Path(path).write_bytes(module.serialized_model_proto())
                 continue
             save = get_default_hook(module, DEFAULT_SAVE_HOOKS)
-            if any(True for _ in getattr(module, "parameters", tuple)()):
-                save = DEFAULT_SAVE_HOOKS[torch.nn.Module]  # others save a part
+            if isinstance(module, AdaptedModel):  # saves what is trained
+                save = DEFAULT_SAVE_HOOKS[torch.nn.Module]
             # Without what makes it wait for the other processes
             inspect.unwrap(save)(module, path)
         text = "\n".join(lines) + "\n"

@@ -287,7 +287,8 @@ class ComplexityLoss(torch.nn.Module):
                 *_, final = min(fits)  # no two have one name
 
         # A coarse step may leave much, which would go to all others
-        held = [n for n, g in gates.items() if 1 < g.granularity > widths[n] / 3]
+        steps = {n: g.granularity for n, g in gates.items()}
+        held = [n for n, step in steps.items() if 1 < step > widths[n] / 3]
         found = [rounded(name) for name in (None, *held)]
         found[1:] = [f for f in found[1:] if cost.macs(f) <= limit]
         return min(

@@ -218,8 +218,7 @@ class GatedBrain(sb.Brain):
                 f"freeze_epoch must be in [2, number_of_epochs = {limit}], got "
                 f"{self.freeze_epoch}: the widths would not become final"
             )
-        loaders = (DataLoader, LoopedLoader)
-        if not isinstance(train_set, loaders):
+        if not isinstance(train_set, (DataLoader, LoopedLoader)):
             train_set = self.make_dataloader(
                 train_set, stage=sb.Stage.TRAIN, **(train_loader_kwargs or {})
             )
@@ -249,11 +248,12 @@ class GatedBrain(sb.Brain):
         if self.checkpointer is not None:
             for name in ("seeds", "complexity_loss"):
                 self.checkpointer.add_recoverable(name, getattr(self, name))
-            kinds = DEFAULT_LOAD_HOOKS, DEFAULT_SAVE_HOOKS
-            hooks = [hooks_of[torch.nn.Module] for hooks_of in kinds]
-            for name, part in list(self.checkpointer.recoverables.items()):
+            load = self.checkpointer.custom_load_hooks
+            save = self.checkpointer.custom_save_hooks
+            for name, part in self.checkpointer.recoverables.items():
                 if isinstance(part, AdaptedModel):  # saves what is trained
-                    self.checkpointer.add_recoverable(name, part, *hooks)
+                    load.setdefault(name, DEFAULT_LOAD_HOOKS[torch.nn.Module])
+                    save.setdefault(name, DEFAULT_SAVE_HOOKS[torch.nn.Module])
         if self.distributed_launch:
             for module in self.modules.values():
                 leave_out_of_ddp(module, self.gates.parameters())

@@ -114,6 +114,7 @@ def brain(
     gate_opt_class=None,
     epochs=EPOCHS,
     sorting="random",
+    adapt=None,
     **run_opts,
 ):
     """A Brain as a recipe builds it, in a process of that seed."""
@@ -127,6 +128,8 @@ def brain(
     net.append(Linear, n_neurons=10, layer_name="hidden")
     net.append(torch.nn.ReLU(), layer_name="act2")
     net.append(Linear, n_neurons=1, layer_name="out")
+    if adapt is not None:
+        net = adapt(net)
     gates = Gates(
         net,
         input_shape=[1, 10, 8],

@@ -12,8 +12,6 @@ from speechbrain.nnet.CNN import Conv1d
 from speechbrain.nnet.containers import Sequential
 from speechbrain.nnet.linear import Linear
 from speechbrain.nnet.RNN import AttentionalRNNDecoder, LiGRU
-from speechbrain.utils.checkpoints import Checkpointer
-from speechbrain.utils.epoch_loop import EpochCounter
 
 import noisegate
 from noisegate.compact import compact
@@ -21,8 +19,8 @@ from noisegate.pretrained import load_yaml
 from tests.unittests import brains
 from tests.unittests.brains import (
     Killed,
-    TinyBrain,
     assert_same,
+    brain,
     forget_keys,  # noqa: F401
     state,
 )
@@ -34,7 +32,13 @@ model_to_adapt: !new:speechbrain.nnet.containers.Sequential
     conv: !name:speechbrain.nnet.CNN.Conv1d
         out_channels: 16
         kernel_size: 3
+    norm: !name:speechbrain.nnet.normalization.LayerNorm
     act: !new:torch.nn.ReLU
+    drop: !new:torch.nn.Dropout
+        p: 0.2
+    rnn: !name:speechbrain.nnet.RNN.GRU
+        hidden_size: 12
+        bidirectional: True
     hidden: !name:speechbrain.nnet.linear.Linear
         n_neurons: 10
     act2: !new:torch.nn.ReLU
@@ -85,7 +89,6 @@ def conformer():
 
 def decoder(kind):
     def run(parts, x):
-        # The decoder keeps keys until it is reset
         return parts.decoder(x[:, :5], x, torch.ones(len(x)))[0]
 
     part = AttentionalRNNDecoder(
@@ -148,20 +151,9 @@ def test_masked_is_cut(kind):
 
 
 def adapted_brain(folder, kill=None):
-    torch.manual_seed(0)
-    net = lora(convolutional(), all_conv=True, adapter_kwargs={"rank": 2})
-    gates = noisegate.Gates(net, input_shape=[1, 10, 8], segment_s=0.1)
-    loss = noisegate.ComplexityLoss(gates, budget=0.5, freeze_epoch=3)
-    counter = EpochCounter(limit=4)
-    parts = {"model": net, "counter": counter}
-    trainer = TinyBrain(
-        {"model": net},
-        functools.partial(torch.optim.Adam, lr=0.01),
-        {"gates": gates, "complexity_loss": loss},
-        {"device": "cpu", "noprogressbar": True, "ckpt_interval_steps": 1},
-        Checkpointer(str(folder), parts),
-    )
-    trainer.counter, trainer.kill = counter, kill
+    adapt = functools.partial(lora, all_conv=True, adapter_kwargs={"rank": 2})
+    trainer = brain(folder, adapt=adapt, ckpt_interval_steps=1)
+    trainer.kill = kill
     return trainer
 
 

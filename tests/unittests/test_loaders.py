@@ -110,12 +110,9 @@ def test_items_are_drawn_anew_in_each_epoch():
             assert len({value, second[name], third[name]}) == 3, name
 
 
-@pytest.mark.parametrize("n_workers", [0, 2])
-def test_persistent_or_not_is_the_same(n_workers):
+@pytest.mark.parametrize("options", [SORTED, {**PERSISTENT, "num_workers": 2}])
+def test_persistent_or_not_is_the_same(options):
     """What is drawn does not depend on the workers."""
-    options = {**PERSISTENT, "num_workers": n_workers or 1}
-    if not n_workers:
-        options = SORTED
     found = fit(brain(), noisy(), options)
     assert_same(state(found), state(fit(brain(), noisy(), PERSISTENT)))
 

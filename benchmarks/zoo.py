@@ -196,7 +196,7 @@ def training(gates, inputs):
     gates = copy.deepcopy(gates)
     model = gates.model.train()
     for gate in gates.values():
-        gate.set_width(max(gate.min_width, gate.size - 1.5))
+        gate.set_width(max(gate.min_width + 0.5, gate.size - 1.5))
     before = {name: float(k) for name, k in gates.widths().items()}
     optimizer = torch.optim.Adam(gates.parameters(), 1e-3)
     torch.manual_seed(0)
@@ -395,8 +395,8 @@ def remarks(name, result):
     by_reason = {}
     for group, reason in result.get("fixed", {}).items():
         if not reason.startswith(("the output of", "the input of")):
-            # "layer.0 normalizes in groups", and layer.1 does too
-            reason = re.sub(r"^\S+ (?=normalizes|convolves)", "it ", reason)
+            # "layer.0 convolves over it", and layer.1 does too
+            reason = re.sub(r"^\S+ (?=convolves)", "it ", reason)
             by_reason.setdefault(reason, []).append(f"`{group}`")
     for reason, groups in by_reason.items():
         more = f" and {len(groups) - 3} more" if len(groups) > 3 else ""

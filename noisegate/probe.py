@@ -589,7 +589,10 @@ class Probe:
         for path in self.called:
             rule = self.rules[path]
             sizes = rule.sizes()
-            for i in range(sizes["out"] if rule.tied() else 0):
-                self._union((path, "in", i), (path, "out", i))
+            for role in (rule.treats, "out") if rule.n_blocks > 1 else ():
+                for i in range(size := sizes.get(role, 0)):
+                    block = i * rule.n_blocks // size
+                    first = block * rule.n_read // rule.n_blocks
+                    self._union((path, rule.treats, first), (path, role, i))
             for role, reason in rule.locked().items():
                 self._fix((path, role), range(sizes[role]), f"{path} {reason}")

@@ -56,9 +56,10 @@ class AttentionRule(LayerRule):
             return (function(output[0]), *output[1:])
         return function(output)
 
-    def energy(self):
-        weight = self.layer.in_proj_weight
-        return weight.square().movedim(1, 0).flatten(1).sum(1)
+    @property
+    def reading(self):
+        """torch.Tensor : see the base class."""
+        return self.layer.in_proj_weight.movedim(1, 0)
 
     def cut(self, role, index):
         if role == "in":
@@ -104,9 +105,10 @@ class MultiheadRule(AttentionRule):
             return [(role, x) for role, (_, x) in zip(roles, values)]
         return values
 
-    def tied(self):
-        """See the base class: one attribute holds both widths."""
-        return True
+    @property
+    def n_blocks(self):
+        """int : each feature read and made: one attribute has their number."""
+        return self.layer.embed_dim
 
     def ports(self, role, index):
         return [(role, index)] + [("heads", index)] * (role == "in")

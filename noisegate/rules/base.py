@@ -111,6 +111,7 @@ class LayerRule:
     family = "linear"  # role of the groups of channels that it makes
     masks = ()  # roles whose closed channels its forward has to know
     granularity = 1  # of the widths of the channels that it reads
+    n_blocks = 1  # into which its features fall; if more, they are cut whole
     weight_axes = {"in": 1, "out": 0}
     n_values = 1  # leading arguments that features are read from
     in_front = False  # makes what the model reads, is no layer of it
@@ -196,10 +197,6 @@ class LayerRule:
         """Why features may not change, by role (dict)."""
         return {}
 
-    def tied(self):
-        """Whether the features that it reads are the channels it makes."""
-        return False
-
     def mixes(self):
         """What is said of channels that it does not tell apart, or None."""
         kind = type(self.layer)
@@ -220,10 +217,14 @@ class LayerRule:
 
     # ---- gates and cuts --------------------------------------------------
 
+    @property
+    def reading(self):
+        """torch.Tensor : weights that read the features, (features, ...)."""
+        return self.layer.weight.movedim(self.weight_axes["in"], 0)
+
     def energy(self):
         """Sum of the squared weights that read each feature: (features,)."""
-        weight, axis = self.layer.weight, self.weight_axes["in"]
-        return weight.square().movedim(axis, 0).flatten(1).sum(1)
+        return self.reading.square().flatten(1).sum(1)
 
     def masked(self, weights, args, kwargs):
         """What the layer returns if closed channels do not count.

@@ -33,10 +33,16 @@ class ConvRule(LayerRule):
     def axes(self, n_dims):
         return [-1 - len(self.layer.kernel_size)]
 
-    def locked(self):
-        if self.layer.groups == 1 or self.depthwise:
-            return {}
-        return dict.fromkeys(("in", "out"), "convolves in groups")
+    @property
+    def n_blocks(self):
+        """int : groups of several features, with what is made of them."""
+        return 1 if self.depthwise else self.layer.groups
+
+    @property
+    def reading(self):
+        """torch.Tensor : see the base class."""
+        parts = self.layer.weight.chunk(self.layer.groups)
+        return torch.cat([part.movedim(1, 0) for part in parts])
 
     def mixes(self):
         if self.layer.in_channels == 1:
@@ -44,18 +50,23 @@ class ConvRule(LayerRule):
         return super().mixes()
 
     def cut(self, role, index):
-        if role != "norm":
-            return super().cut(role, index)
-        select(self.layer, "weight", 0, index)
-        select(self.layer, "bias", 0, index)
-        n = len(index)
-        self.layer.in_channels = self.layer.out_channels = n
-        self.layer.groups = n
+        layer, n = self.layer, len(index)
+        for part in ("in", "out") if role == "norm" else (role,):
+            n_before, axis = (
+                getattr(layer, f"{part}_channels"),
+                self.weight_axes[part],
+            )
+            if part == "in":
+                layer.groups = math.ceil(layer.groups * n / n_before)
+            else:
+                select(layer, "bias", 0, index)
+            if layer.weight.shape[axis] == n_before:  # else it is of a group
+                select(layer, "weight", axis, index)
+            setattr(layer, f"{part}_channels", n)
 
     def cost(self, widths, calls):
         n_out = widths["norm"] if self.depthwise else widths["out"]
-        # What a group reads may not change
-        n_in = self.layer.in_channels // self.layer.groups
+        n_in = self.layer.in_channels // self.layer.groups  # of whole groups
         if self.layer.groups == 1:
             n_in = widths["in"]
         weights = n_in * n_out * math.prod(self.layer.kernel_size)
@@ -69,6 +80,7 @@ class TransposedConvRule(ConvRule):
     """Each input position is multiplied by the whole kernel."""
 
     weight_axes = {"in": 0, "out": 1}
+    reading = LayerRule.reading
 
     def record(self, args, kwargs, output):
         x = [*args, *kwargs.values()][0]

@@ -101,14 +101,24 @@ class NormRule(EachRule):
 
 @register(torch.nn.GroupNorm)
 class GroupNormRule(NormRule):
-    """Of one group; of several it keeps its width."""
+    """Of several groups whole ones are cut: the others do not see them."""
 
     size_names = ("num_channels",)
 
-    def locked(self):
-        if self.layer.num_groups > 1:
-            return {"norm": "normalizes in groups"}
-        return {}
+    @property
+    def masks(self):
+        """tuple : one group is normalized over its open channels."""
+        return ("norm",) if self.layer.num_groups == 1 else ()
+
+    @property
+    def n_blocks(self):
+        """int : its groups."""
+        return self.layer.num_groups
+
+    def cut(self, role, index):
+        n_groups = self.layer.num_groups * len(index)
+        self.layer.num_groups = -(-n_groups // self.n_read)
+        super().cut(role, index)
 
 
 @register(torch.nn.LayerNorm)

@@ -80,10 +80,11 @@ class CellRule(LayerRule):
         names = [name for name, _ in self._named("weight_ih")]
         return [n for n in names if n == "weight_ih" or "_l0" in n]
 
-    def energy(self):
+    @property
+    def reading(self):
+        """torch.Tensor : see the base class."""
         weights = [getattr(self.layer, name) for name in self._first()]
-        weight = torch.cat(weights) if len(weights) > 1 else weights[0]
-        return weight.square().movedim(1, 0).flatten(1).sum(1)
+        return torch.cat(weights).movedim(1, 0)
 
     def masked(self, weights, args, kwargs):
         like = next(self.layer.parameters())

@@ -273,7 +273,26 @@ class Wav2Vec2(torch.nn.Module):
         return self.out(self.encoder(self.extractor(x))["embeddings"])
 
 
+def grouped():
+    """Convolutions and normalizations in groups, and channel multipliers."""
+    return torch.nn.Sequential(
+        torch.nn.Conv1d(10, 18, 3),
+        torch.nn.GroupNorm(6, 18),
+        torch.nn.ReLU(),
+        torch.nn.Conv1d(18, 12, 3, groups=6),
+        torch.nn.ReLU(),
+        torch.nn.Conv1d(12, 5, 1),
+        torch.nn.PReLU(5),
+        torch.nn.Conv1d(5, 15, 3, groups=5),
+        torch.nn.GELU(),
+        torch.nn.ConvTranspose1d(15, 20, 4, 2, groups=5),
+        torch.nn.GroupNorm(5, 20),
+        torch.nn.Conv1d(20, 3, 1),
+    )
+
+
 SWAP_IN = {
+    "grouped": (grouped, (2, 10, 16)),
     "resnet": (ResNet, (2, 20, 12)),
     "resnet_pooled": (lambda: ResNet(flatten=False), (2, 20, 12)),
     "sb_resnet": (

@@ -289,6 +289,14 @@ class Reversed(torch.nn.Module):
         return x.flip(-1)
 
 
+class Interleaved(torch.nn.Module):
+    """A layer that shuffles two groups of features, as in ShuffleNets."""
+
+    def forward(self, x):
+        """Returns the features of both in turns."""
+        return x.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
+
+
 class Halves(torch.nn.Module):
     """A layer that counts features."""
 
@@ -347,13 +355,29 @@ def test_features_may_be_moved():
     assert list(Gates(chain(Reversed()), input_shape=[1, 9, 8])) == ["first"]
 
 
+def test_groups_of_a_convolution_are_channels():
+    """Each of three groups, whatever is between two such layers."""
+    options = {"in_channels": 6, "out_channels": 6, "kernel_size": 3}
+    grouped = torch.nn.Sequential(
+        Conv1d(**options, groups=3), Reversed(), Conv1d(**options, groups=3)
+    )
+    gates = Gates(chain(grouped), input_shape=[1, 9, 8])
+    assert {name: gate.size for name, gate in gates.items()} == {"first": 3}
+    index = gates.groups[1].find("in")[1].index.tolist()
+    assert index == [2, 2, 1, 1, 0, 0]
+
+
 FIXED = {
     "softmax": (torch.nn.Softmax(-1), "mixed"),
     "constant": (Halves(), "not exact when cut"),
     "NaN": (Root(6), "changes by nan"),
-    "grouped": (
-        Conv1d(in_channels=6, out_channels=6, kernel_size=3, groups=2),
-        "convolves in groups",
+    "moved between groups": (
+        torch.nn.Sequential(
+            Conv1d(in_channels=6, out_channels=6, kernel_size=3, groups=2),
+            Interleaved(),
+            Conv1d(in_channels=6, out_channels=6, kernel_size=3, groups=2),
+        ),
+        "mixed",
     ),
 }
 

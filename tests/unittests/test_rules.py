@@ -56,6 +56,37 @@ READERS = {
     "GRUCell": (lambda i, o: nn.GRUCell(i, o), lambda i, n: (n, i)),
     "LSTMCell": (lambda i, o: nn.LSTMCell(i, o), lambda i, n: (n, i)),
 }
+# In groups: of some of them
+BLOCKS = {
+    "Conv1d in groups": (
+        lambda n, i, o: nn.Conv1d(n * i, n * o, 3, groups=n),
+        lambda n, i: (2, n * i, 5),
+    ),
+    "Conv2d in groups": (
+        lambda n, i, o: nn.Conv2d(n * i, n * o, 2, groups=n, bias=False),
+        lambda n, i: (2, n * i, 4, 3),
+    ),
+    "channel multiplier": (
+        lambda n, i, o: nn.Conv1d(n, n * (o + 1), 3, groups=n),
+        lambda n, i: (2, n, 4),
+    ),
+    "ConvTranspose1d in groups": (
+        lambda n, i, o: nn.ConvTranspose1d(n * i, n * o, 3, groups=n),
+        lambda n, i: (2, n * i, 4),
+    ),
+    "ConvTranspose2d in groups": (
+        lambda n, i, o: nn.ConvTranspose2d(n * i, n * o, 2, 2, groups=n),
+        lambda n, i: (2, n * i, 3, 3),
+    ),
+    "GroupNorm": (
+        lambda n, i, o: nn.GroupNorm(n, n * (i + 1)),
+        lambda n, i: (2, n * (i + 1), 4),
+    ),
+    "GroupNorm of one each": (
+        lambda n, i, o: nn.GroupNorm(n, n),
+        lambda n, i: (2, n, 4, 3),
+    ),
+}
 # Those that may not narrow
 LOCKED = {
     "Conv1d in groups": (
@@ -225,6 +256,47 @@ def test_energy_belongs_to_the_features(name):
     torch.testing.assert_close(rule.energy(), before[index])
 
 
+@pytest.mark.parametrize("name", BLOCKS)
+@quick
+@given(
+    st.integers(2, 5), st.integers(2, 3), st.integers(1, 3), st.integers(0, 999)
+)
+def test_groups_of_a_layer_are_cut_whole(name, n_groups, n_in, n_out, seed):
+    """What stays computes what it did, whatever is in the others; costs and
+    energies are those of what stays."""
+    torch.manual_seed(seed)
+    draw = torch.Generator().manual_seed(seed)
+    build, shape = BLOCKS[name]
+    layer = filled(build(n_groups, n_in, n_out))
+    rule, kept = rule_of(layer), some(n_groups, draw)
+    numbers = {
+        role: torch.arange(n).view(n_groups, -1)
+        for role, n in rule.sizes().items()
+    }
+    index = {role: n[kept].flatten() for role, n in numbers.items()}
+    x = torch.randn(shape(n_groups, n_in), dtype=torch.float64)
+    with torch.no_grad():
+        expected = layer(x)
+    assert rule.n_blocks == n_groups and not rule.masks
+    for roles in (list(index), list(index)[::-1]):
+        small = copy.deepcopy(layer)
+        cut = rule_of(small)
+        for role in roles:
+            cut.cut(role, index[role])
+        assert cut.sizes() == {k: len(i) for k, i in index.items()}
+        made = small(x.index_select(1, index[rule.treats]))
+        stays = index["out" if rule.makes else "norm"]
+        torch.testing.assert_close(made, expected.index_select(1, stays))
+        assert str(small) == str(build(len(kept), n_in, n_out))
+        calls = rule.record((x,), {}, expected)
+        cost = rule.cost(cut.sizes(), calls)
+        assert cost.macs == count_macs(small, [x[:, index[rule.treats]]])
+        assert cost.params == sum(p.numel() for p in small.parameters())
+        if rule.makes:
+            energy = rule.energy()[index["in"]]
+            torch.testing.assert_close(cut.energy(), energy)
+
+
 @pytest.mark.parametrize("name", NORMS)
 @quick
 @given(st.integers(2, 7), st.integers(2, 9), st.integers(0, 999))
@@ -299,8 +371,6 @@ def test_dimensions_of_relative_heads():
 def test_locked_layers_say_why():
     """What cannot be cut exactly is named."""
     reasons = {
-        nn.Conv1d(8, 4, 3, groups=2): "convolves in groups",
-        nn.GroupNorm(2, 8): "normalizes in groups",
         nn.LSTM(4, 8, proj_size=2): "projects its state",
     }
     for layer, reason in reasons.items():

@@ -24,6 +24,7 @@ FAST = [
     "TransformerEncoder",
     "Transducer",
     "nnet SLiGRU",
+    "UNet (diffusion)",
 ]
 
 

@@ -12,6 +12,7 @@ Authors
 import contextlib
 import copy
 import math
+import traceback
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -351,7 +352,8 @@ class _Trial:
             except torch.OutOfMemoryError:
                 raise
             except FORWARD_ERRORS as error:
-                line = (str(error).splitlines() or [""])[0]
+                code = traceback.extract_tb(error.__traceback__)[-1].line
+                line = (str(error).splitlines() or [code])[0]
                 return f"{type(error).__name__}: {line}", draw
             if not difference <= limit:
                 reason = f"the output changes by {difference:.1g} (relative)"

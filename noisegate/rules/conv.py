@@ -52,10 +52,8 @@ class ConvRule(LayerRule):
     def cut(self, role, index):
         layer, n = self.layer, len(index)
         for part in ("in", "out") if role == "norm" else (role,):
-            n_before, axis = (
-                getattr(layer, f"{part}_channels"),
-                self.weight_axes[part],
-            )
+            axis = self.weight_axes[part]
+            n_before = getattr(layer, f"{part}_channels")
             if part == "in":
                 layer.groups = math.ceil(layer.groups * n / n_before)
             else:

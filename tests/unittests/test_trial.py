@@ -51,6 +51,13 @@ def asserting(x):
     return x.relu()
 
 
+def asserting_without_a_word(x):
+    """Asks for eight channels; pytest gives an assert a message."""
+    if x.shape[-1] != 8:
+        raise AssertionError
+    return x.relu()
+
+
 def locked(between):
     """Reasons by group after a trial."""
     torch.manual_seed(0)
@@ -70,6 +77,10 @@ def locked(between):
         (divided, "not exact when cut: the output changes by"),
         (reshaped, "not exact when cut: RuntimeError"),
         (asserting, "not exact when cut: AssertionError: eight are needed"),
+        (
+            asserting_without_a_word,
+            "not exact when cut: AssertionError: raise AssertionError",
+        ),
     ],
 )
 def test_what_counts_channels_is_locked(between, reason):

@@ -409,13 +409,13 @@ class _Finder:
         for role, index in ports:
             identity = torch.equal(index, channels)
             group.add(path, role, None if identity else index)
-            reason = rule and rule.refuses(role, identity)
+            reason = rule and rule.refuses(role, bool((index >= 0).all()))
             if reason:
                 group.locked_reason = f"{path} {reason}"
             elif rule is not None and role == "in":
-                group.granularity = math.lcm(
-                    group.granularity, rule.granularity
-                )
+                n_each = len(index) // group.size  # features of a channel
+                step = math.lcm(rule.granularity, n_each) // n_each
+                group.granularity = math.lcm(group.granularity, step)
 
     def _name(self, path):
         """The path without what SpeechBrain's layers wrap around it."""

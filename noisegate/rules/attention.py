@@ -113,8 +113,8 @@ class MultiheadRule(AttentionRule):
     def ports(self, role, index):
         return [(role, index)] + [("heads", index)] * (role == "in")
 
-    def refuses(self, role, identity):
-        whole = identity and self.layer.in_proj_weight is not None
+    def refuses(self, role, whole):
+        whole = whole and self.layer.in_proj_weight is not None
         if role in ("in", "key", "value") and not whole:
             return "does not read it as it is"
 

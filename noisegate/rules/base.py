@@ -189,9 +189,9 @@ class LayerRule:
         feature seen in a role (-1: of no channel): list of (role, index)."""
         return [(role, index)]
 
-    def refuses(self, role, identity):
-        """Why it cannot narrow with a group, or None; ``identity``: whether
-        the features of the role are the group's channels, in order."""
+    def refuses(self, role, whole):
+        """Why it cannot narrow with a group, or None; ``whole``: whether all
+        features of the role are of the group's channels."""
 
     def locked(self):
         """Why features may not change, by role (dict)."""

@@ -291,8 +291,32 @@ def grouped():
     )
 
 
+class ConvPositions(torch.nn.Module):
+    """An encoder behind a convolution in groups, as in wav2vec 2.0."""
+
+    def __init__(self, groups=4, nhead=4):
+        super().__init__()
+        self.project = Linear(n_neurons=24, input_size=12)
+        self.positions = torch.nn.Conv1d(24, 24, 5, padding=2, groups=groups)
+        self.encoder = TransformerEncoder(
+            num_layers=2,
+            nhead=nhead,
+            d_ffn=20,
+            d_model=24,
+            activation=torch.nn.GELU,
+        )
+        self.out = Linear(n_neurons=3, input_size=24)
+
+    def forward(self, x):
+        """Returns scores of frames."""
+        x = self.project(x)
+        x = x + self.positions(x.mT).relu().mT
+        return self.out(self.encoder(x)[0])
+
+
 SWAP_IN = {
     "grouped": (grouped, (2, 10, 16)),
+    "conv_positions": (ConvPositions, (2, 16, 12)),
     "resnet": (ResNet, (2, 20, 12)),
     "resnet_pooled": (lambda: ResNet(flatten=False), (2, 20, 12)),
     "sb_resnet": (

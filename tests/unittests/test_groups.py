@@ -367,6 +367,16 @@ def test_groups_of_a_convolution_are_channels():
     assert index == [2, 2, 1, 1, 0, 0]
 
 
+@pytest.mark.parametrize(
+    "groups, nhead, step", [(4, 3, 1), (4, 4, 2), (8, 4, 4), (12, 2, 1)]
+)
+def test_attention_reads_groups_of_channels(groups, nhead, step):
+    """Of 24 features whole groups stay, as many as heads can share."""
+    model = models.ConvPositions(groups, nhead)
+    gate = Gates(model, input_shape=[1, 9, 12])["project"]
+    assert (gate.size, gate.granularity) == (groups, step)
+
+
 FIXED = {
     "softmax": (torch.nn.Softmax(-1), "mixed"),
     "constant": (Halves(), "not exact when cut"),

@@ -12,7 +12,7 @@ import torch
 from noisegate.rules.base import Cost, LayerRule, inner, register, select
 
 
-@register(torch.nn.Conv1d, torch.nn.Conv2d)
+@register(torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 class ConvRule(LayerRule):
     """``MACs = positions in out kernel / groups``; each channel by itself
     (depthwise) is a group."""

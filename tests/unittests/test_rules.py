@@ -36,6 +36,10 @@ READERS = {
         lambda i, o: nn.Conv2d(i, o, (3, 2), stride=2, bias=False),
         lambda i, n: (2, i, n, 5),
     ),
+    "Conv3d": (
+        lambda i, o: nn.Conv3d(i, o, (2, 3, 2), padding=1),
+        lambda i, n: (2, i, n, 3, 2),
+    ),
     "ConvTranspose1d": (
         lambda i, o: nn.ConvTranspose1d(i, o, 3, stride=2),
         lambda i, n: (2, i, n),

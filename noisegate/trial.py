@@ -352,8 +352,8 @@ class _Trial:
             except torch.OutOfMemoryError:
                 raise
             except FORWARD_ERRORS as error:
-                code = traceback.extract_tb(error.__traceback__)[-1].line
-                line = (str(error).splitlines() or [code])[0]
+                last = traceback.extract_tb(error.__traceback__, limit=-1)[0]
+                line = (str(error).splitlines() or [last.line])[0]
                 return f"{type(error).__name__}: {line}", draw
             if not difference <= limit:
                 reason = f"the output changes by {difference:.1g} (relative)"

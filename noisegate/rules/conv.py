@@ -35,8 +35,8 @@ class ConvRule(LayerRule):
 
     @property
     def n_blocks(self):
-        """int : groups of several features, with what is made of them."""
-        return 1 if self.depthwise else self.layer.groups
+        """int : its groups."""
+        return self.layer.groups
 
     @property
     def reading(self):

@@ -116,8 +116,8 @@ class GroupNormRule(NormRule):
         return self.layer.num_groups
 
     def cut(self, role, index):
-        n_groups = self.layer.num_groups * len(index)
-        self.layer.num_groups = -(-n_groups // self.n_read)
+        n_groups = self.layer.num_groups * len(index) / self.n_read
+        self.layer.num_groups = math.ceil(n_groups)
         super().cut(role, index)
 
 

@@ -91,7 +91,7 @@ BLOCKS = {
         lambda n, i: (2, n, 4, 3),
     ),
 }
-# Those that may not narrow
+# Those that may not narrow, or in whole groups alone
 LOCKED = {
     "Conv1d in groups": (
         lambda i, o: nn.Conv1d(2 * i, 2 * o, 3, groups=2),

@@ -31,6 +31,7 @@ from noisegate.checkpoints import (
     set_aside_broken,
 )
 from noisegate.compact import compact, constructor, save_compact, vocabularies
+from noisegate.gate import check_number
 from noisegate.gates import Gates
 from noisegate.loss import ComplexityLoss
 from noisegate.probe import evaluating, map_tensors, tensors
@@ -43,6 +44,12 @@ _MISSED = 1.2  # times the budget, when the widths are frozen: worth a warning
 _COLLAPSED = 0.5  # likewise
 _NOT_CALLED = "on_stage_start must call super().on_stage_start(stage, epoch)"
 _NO_LENGTH = "train_set has no length: loaders take looped_nominal_epoch, steps"
+_REFUSED = {
+    "jit": "cannot script gated layers; use --compile, or --jit with the "
+    "compacted model",
+    "data_parallel_backend": "runs copies of the layers, in which gates do "
+    "not act; use torchrun (DistributedDataParallel)",
+}
 _REORDER_STEPS = 10  # optimizer steps between two rankings of the channels
 _REORDERS = 30  # rankings at least, if there are as many steps
 
@@ -61,7 +68,7 @@ class GatedBrain(sb.Brain):
       the best checkpoint in its ``meta`` only if ``self.widths_are_final``.
 
     What this class does: gates have an optimizer of their own (own learning
-    rate, clipped, no weight decay); schedule and dual variable are stepped
+    rate, no weight decay); schedule and dual variable are stepped
     after each optimizer step; channels are ranked every few steps; at the
     beginning of ``freeze_epoch`` widths are rounded to the budget and frozen;
     checkpoints hold all of this and the random state; ``evaluate`` runs on
@@ -93,6 +100,10 @@ class GatedBrain(sb.Brain):
                 f"gate_opt_class must be callable, got {gate_opt_class!r}"
             )
         self.gate_opt_class = gate_opt_class
+        if self.max_grad_norm <= 0:  # none: it would turn gradients around
+            self.max_grad_norm = math.inf
+        if self.optimizer_step_limit is not None:  # a text, if an option
+            self.optimizer_step_limit = int(self.optimizer_step_limit)
         for key in ("gates", "complexity_loss"):
             if not hasattr(self.hparams, key):
                 raise ValueError(f"GatedBrain needs the key '{key}' in hparams")
@@ -106,17 +117,9 @@ class GatedBrain(sb.Brain):
                 "both be factories (!name:), for all modules together; got "
                 f"{self.gates!r:.60} and {self.complexity_loss!r:.60}"
             )
-        gated = self.gates or not self._prepared
-        if self.jit and gated:
-            raise ValueError(
-                "--jit cannot script gated layers; use --compile, or --jit "
-                "with the compacted model"
-            )
-        if self.data_parallel_backend and gated:
-            raise ValueError(
-                "--data_parallel_backend runs copies of the layers, in which "
-                "gates do not act; use torchrun (DistributedDataParallel)"
-            )
+        for option, reason in _REFUSED.items():
+            if getattr(self, option) and (self.gates or not self._prepared):
+                raise ValueError(f"--{option} {reason}")
         kinds = [getattr(m, "norm_type", "") for m in self.modules.values()]
         if self._prepared and FEATURES in self.gates and "global" in kinds:
             raise ValueError(
@@ -226,6 +229,8 @@ class GatedBrain(sb.Brain):
             self._steps_per_epoch = len(train_set)
         except TypeError as err:
             raise ValueError(_NO_LENGTH) from err
+        every, n_batches = self.grad_accumulation_factor, self._steps_per_epoch
+        check_number("grad_accumulation_factor", every, 1, n_batches, True)
         loader = getattr(train_set, "loader", train_set)  # LoopedLoader has one
         if isinstance(data := getattr(loader, "dataset", 0), Dataset):
             data.__getitems__ = Batches(data, self.seeds)

@@ -434,8 +434,7 @@ def save_compact(
         If the folder exists: results are never overwritten.
     ValueError
         If a module cannot be built and corrected as given in originals; if
-        what is loaded from the folder differs, or
-        returns something else.
+        what is loaded from the folder differs, or returns something else.
     """
     folder = os.path.abspath(folder)
     if os.path.exists(folder):

@@ -116,10 +116,8 @@ class Group:
         self.ports += other.ports
         self.granularity = math.lcm(self.granularity, other.granularity)
         self.min_width = max(self.min_width, other.min_width)
-        self.wanted, self.gate = (
-            self.wanted or other.wanted,
-            self.gate or other.gate,
-        )
+        self.wanted = self.wanted or other.wanted
+        self.gate = self.gate or other.gate
 
     def find(self, role):
         """Returns the ports of one role."""
@@ -368,14 +366,10 @@ class _Finder:
             group.locked_reason = reason or self._mixed(channels[0])
             group.add(path, "out")
             return group
+        last = len(self.order)  # parameters of no layer
         places = sorted(
             channels[0],
-            # Parameters of no layer come last
-            key=lambda p: (
-                self.order.get(p[0], len(self.order)),
-                p[1] == "out",
-                p,
-            ),
+            key=lambda p: (self.order.get(p[0], last), p[1] == "out", p),
         )
         for place in places:
             self._add(group, place, [item[place] for item in channels])

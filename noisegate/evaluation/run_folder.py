@@ -47,6 +47,8 @@ MORE = "number_of_epochs"  # may grow while the run is not finished
 # Options of SpeechBrain that change what comes out
 RUN_OPTIONS = ("precision", "eval_precision", "grad_accumulation_factor")
 RUN_OPTIONS += ("max_grad_norm", "optimizer_step_limit", "debug")
+RUN_OPTIONS += ("remove_vector_weight_decay", "auto_mix_prec")
+RUN_OPTIONS += ("bfloat16_mix_prec",)
 
 
 def read_yaml(hparams_file):

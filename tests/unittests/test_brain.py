@@ -201,6 +201,28 @@ def test_gradient_accumulation():
     assert moved == sorted(moved) and 0 < moved[0] and moved[-1] <= 1
 
 
+@pytest.mark.parametrize("factor", [0, 1.5, STEPS + 1])
+def test_accumulation_that_makes_no_step_is_an_error(factor):
+    """SpeechBrain would train nothing, and say so nowhere."""
+    with pytest.raises(ValueError, match=rf"accumulation.*\[1, {STEPS}\]"):
+        fit(brain(grad_accumulation_factor=factor))
+
+
+def test_step_limit_of_the_command_line():
+    """It arrives as a text."""
+    _, options, _ = sb.parse_arguments(["x.yaml", "--optimizer_step_limit=3"])
+    limit = options["optimizer_step_limit"]
+    assert fit(brain(optimizer_step_limit=limit)).optimizer_step == 3
+
+
+@pytest.mark.parametrize("norm", [0, -1.0])
+def test_no_limit_of_gradients(norm):
+    """As SpeechBrain's help says; there gradients would be turned around."""
+    trained = [state(fit(brain(max_grad_norm=n))) for n in (norm, 1e9)]
+    for key, value in trained[0].items():
+        assert torch.equal(value, trained[1][key])
+
+
 # ---- optimizers -------------------------------------------------------------
 
 

@@ -461,9 +461,9 @@ class GatedBrain(sb.Brain):
         if learns and n_batches >= self.grad_accumulation_factor:
             if not (self._fed and self._stepped):
                 raise RuntimeError(
-                    "a fit_batch that is overridden must call "
+                    "the gates have not been trained: a fit_batch must call "
                     "on_fit_batch_start, self.optimizers_step() and "
-                    "on_fit_batch_end: the gates have not been trained"
+                    "on_fit_batch_end; a freeze_optimizers must keep 'gates'"
                 )
         idle = self.gates.idle()
         if self._fed and idle and self._fixed is None:

@@ -161,6 +161,17 @@ def test_a_forgotten_super_call_is_an_error():
         fit(brain(brain_class=Forgetful))
 
 
+def test_optimizers_frozen_without_the_gates_are_an_error():
+    """As recipes that warm up override it: widths would never move."""
+
+    class WarmingUp(TinyBrain):
+        def freeze_optimizers(self, optimizers):
+            return {"opt_class": optimizers["opt_class"]}
+
+    with pytest.raises(RuntimeError, match="freeze_optimizers must keep 'gat"):
+        fit(brain(brain_class=WarmingUp))
+
+
 def test_freezing_after_the_end_is_an_error():
     """Found before training."""
     loss = {"budget": BUDGET, "freeze_epoch": 5}

@@ -217,7 +217,7 @@ def test_fixed_widths_of_several_modules():
 def test_a_fit_batch_that_does_not_train_the_gates():
     """Is an error at the end of the first epoch."""
     brain = make(OwnFitBatch)
-    with pytest.raises(RuntimeError, match="fit_batch that is overridden must"):
+    with pytest.raises(RuntimeError, match="a fit_batch must call"):
         brain.fit(range(1, 3), data(), data())
 
 

@@ -327,7 +327,7 @@ def main(arguments=None):
         "--columns",
         type=_list_of(str),
         default=[],
-        help="further figures of the test, for a table of several models",
+        help="further figures of the test for the table",
     )
     latency = commands.add_parser(
         "latency",

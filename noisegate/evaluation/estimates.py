@@ -29,12 +29,14 @@ class SweepResults:
     published : str
         Path of a CSV with published figures, or None; see
         :func:`noisegate.evaluation.report.write_report`.
+    columns : list of str
+        Further figures of the test for the table.
     """
 
-    def __init__(self, sweep, metric=None, published=None):
+    def __init__(self, sweep, metric=None, published=None, columns=()):
         self.sweep, self.results = sweep, sweep.results()
         self.rows = figures(self.results)
-        self.summary = summarize(self.rows, metric)
+        self.summary = summarize(self.rows, metric, columns)
         self.metric = find_metric(self.rows, metric)
         self.published = [] if published is None else _published(published)
         if self.published and self.metric != "EER":

@@ -158,7 +158,7 @@ def write_report(
         first two sections are put between ``<!-- name -->`` and
         ``<!-- /name -->``, for the name of the folder.
     columns : list of str
-        Further figures of the test for the table of several models.
+        Further figures of the test for the table.
     block : str
         The name in the Markdown file, that of the folder if None.
 
@@ -178,16 +178,15 @@ def write_report(
     sweep = SweepFolder(folder)
     sweep.gather()
     rows = figures(sweep.results())
-    headings, table = summarize(rows, metric, columns)
     if any(row["model"] for row in rows):  # no curve of one model
+        text = markdown_table(*summarize(rows, metric, columns))
         if readme is not None:
-            text = markdown_table(headings, table)
             fill_blocks(readme, **{block or sweep.folder.name: text})
         return sweep.folder / "cells.jsonl"
     with extra("report"):
         importlib.import_module("jinja2")
         importlib.import_module("plotly")
-    data = SweepResults(sweep, metric, published)
+    data = SweepResults(sweep, metric, published, columns)
     plan = sweep.plan
     title = f"{plan['recipe']}, {plan['hparams']}: trade-off of a sweep"
     overrides = " ".join(map(without_paths, plan["overrides"])) or "none"

@@ -314,6 +314,15 @@ def test_tables_for_a_readme(scored, tmp_path):
     assert width == 3.6 * height
 
 
+def test_further_figures_in_the_table(scored, tmp_path):
+    """Behind all others, each with its spread."""
+    folder = shutil.copytree(scored, tmp_path / "copy")
+    write_report(folder, columns=["EER <5", "EER 15-25"])
+    (headings, *rows), (before, *_) = tables(folder)[0], tables(scored)[0]
+    assert headings == [*before, "EER <5", "EER 15-25"]
+    assert rows[0][-2:] == ["6 ± 2.8", "9 ± 4.2"]  # 2 and 3 times 2 and 4
+
+
 def test_macs_by_layer(scored):
     """Full and final, with the share of all; published figures beside."""
     (macs,) = (t for t in tables(scored) if t[0][0] == "MACs of")

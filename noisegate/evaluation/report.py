@@ -171,7 +171,7 @@ def write_report(
     ------
     ValueError
         If the folder holds no sweep, no cell is finished, the CSV lacks a
-        column, or the Markdown file the block.
+        column or has no curve to go with, or the Markdown file the block.
     ImportError
         If plotly is missing.
     """
@@ -179,6 +179,11 @@ def write_report(
     sweep.gather()
     rows = figures(sweep.results())
     if any(row["model"] for row in rows):  # no curve of one model
+        if published is not None:
+            raise ValueError(
+                f"{folder} has several models, so no curve to show published "
+                "figures beside"
+            )
         text = markdown_table(*summarize(rows, metric, columns))
         if readme is not None:
             fill_blocks(readme, **{block or sweep.folder.name: text})

@@ -35,6 +35,8 @@ from noisegate.evaluation.results import Cell, SweepFolder, records, yaml_name
 from noisegate.evaluation.run_folder import check_overrides, plan_of
 from noisegate.extras import extra
 
+# Keys that have other values in each cell
+_OWN = ("seed", "budget", "budgets", "output_folder", "complexity_loss")
 _POLL_S = 0.5
 _SLURM_PAUSE_S = 30.0
 _SLURM_ACTIVE = (
@@ -47,6 +49,17 @@ _SLURM_ACTIVE = (
     "REQUEUE_HOLD",
     "PREEMPTED",
 )
+
+
+def _check_own(values):
+    """Refuses overrides of what the sweep sets."""
+    for key in _OWN:
+        if key in values:
+            raise ValueError(
+                f"{key} is set for each cell by the sweep (--budgets, --seeds, "
+                "--folder): it can be no override. What a complexity_loss "
+                "takes can, if it is a key of its own in the YAML"
+            )
 
 
 class Sweep(SweepFolder):
@@ -84,8 +97,9 @@ class Sweep(SweepFolder):
         If a YAML is missing.
     ValueError
         If a method or budget is not known, if variants are asked for of
-        several YAMLs, if the folder holds a sweep with other YAMLs,
-        overrides or variants, or a chain that a new budget would change.
+        several YAMLs, if overrides have keys that the sweep sets, if the
+        folder holds a sweep with other YAMLs, overrides or variants, or a
+        chain that a new budget would change.
     """
 
     def __init__(
@@ -150,6 +164,7 @@ class Sweep(SweepFolder):
                 self.hparams[model, method] = derived
                 plan = YAML().load(derived)
                 for values in (given, *variants.values()):
+                    _check_own(values)
                     check_overrides(plan, values)
             first = int(YAML().load(text)["seed"])
             for seed, (name, asked) in itertools.product(

@@ -396,6 +396,18 @@ def test_published_figures_that_lack_something(tmp_path, text, message):
         write_report(tmp_path, metric="EER <5", published=path)
 
 
+def test_published_figures_without_a_curve(tmp_path):
+    """A sweep over several models has none."""
+    folder = write_sweep(tmp_path)
+    place = folder / "cells" / "a_noise_0.5_1"
+    shutil.copytree(folder / "cells" / "noise_0.5_1", place)
+    cell = {"method": "noise", "budget": 0.5, "seed": 1, "model": "a"}
+    (place / "cell.json").write_text(json.dumps(cell))
+    published = RECIPES / "VAD" / "published.csv"
+    with pytest.raises(ValueError, match="several models, so no curve"):
+        write_report(folder, published=published)
+
+
 def test_widths_conditions_and_runs(sweep):
     """Means over seeds; failed cells with their log."""
     widths, conditions, runs, failed = tables(sweep)[3:]

@@ -126,8 +126,8 @@ def stages(hparams_file, overrides=None, run_opts=None):
     BlockingIOError
         If another process has a run in the folder.
     ValueError
-        If a key is missing, a budget is not in (0, 1), or a folder belongs to
-        a run with other settings.
+        If a key is missing, a budget is not in (0, 1), an override has no
+        effect in any run, or a folder belongs to a run with other settings.
     """
     if isinstance(overrides, str):
         overrides = YAML().load(overrides)  # may have !ref
@@ -139,7 +139,7 @@ def stages(hparams_file, overrides=None, run_opts=None):
     make = _one
     if plan.get("budgets"):
         make = _chain
-        _check_chain(plan)
+        _check_chain(plan, overrides)
     with contextlib.ExitStack() as stack:
         if if_main_process():
             if overwrite and top.exists():
@@ -157,7 +157,7 @@ def _one(hparams_file, plan, overrides, run_opts, top):
         logger.warning(f"{path} exists: this run is finished")
 
 
-def _check_chain(plan):
+def _check_chain(plan, overrides):
     missing = [key for key in CHAIN_KEYS if key not in plan]
     if missing:
         raise ValueError(f"a chain of budgets needs the keys {missing}")
@@ -173,6 +173,16 @@ def _check_chain(plan):
     for budget in plan["budgets"]:
         if not (isinstance(budget, float) and 0 < budget < 1):
             raise ValueError(f"budgets must be in (0, 1), got {budget}")
+    runs = [plan["stage"]]
+    if plan["pretrained"] is None:
+        runs.append({**plan["dense"], "gate_layers": []})
+    for key, value in overrides.items():
+        used = value in [own.get(key, value) for own in runs]
+        if key == "budget" or not used:
+            raise ValueError(
+                f"{key} has no effect: with budgets each run has its own; set "
+                "it in stage and dense, or --budgets=null for a single run"
+            )
 
 
 def _chain(hparams_file, plan, overrides, run_opts, top):

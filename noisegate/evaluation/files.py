@@ -228,13 +228,13 @@ def files_below(folder):
             yield os.path.join(directory, name)
 
 
-def fingerprint(*folders):
-    """Returns a hash of names, sizes and times of all files below folders.
+def fingerprint(*places):
+    """Returns a hash of names, sizes and times of files.
 
     Arguments
     ---------
-    *folders : str or pathlib.Path
-        The folders.
+    *places : str or pathlib.Path
+        Files, and folders, of which all files below count.
 
     Returns
     -------
@@ -249,12 +249,12 @@ def fingerprint(*folders):
     False
     """
     content = hashlib.sha256()
-    for folder in dict.fromkeys(map(str, folders)):
-        for path in files_below(folder):
+    for place in dict.fromkeys(map(str, places)):
+        for path in files_below(place) if os.path.isdir(place) else [place]:
             if not os.path.exists(path):  # a link to nothing
                 continue
             status = os.stat(path)
-            name = os.path.relpath(path, folder)
+            name = os.path.relpath(path, place)
             line = f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n"
             content.update(os.fsencode(line))
     return content.hexdigest()[:20]

@@ -81,14 +81,17 @@ def detect_layout(root, noise_root):
 def list_files(
     layout, root, noise_root, utterances_csv, segments_csv, noise_csv
 ):
+    if layout in ("libriparty", "vctk_esc50"):
+        for table in filter(None, (utterances_csv, segments_csv, noise_csv)):
+            raise ValueError(f"layout {layout} has no place for {table}")
     if layout == "libriparty":
         return _list_libriparty(root), []
     if layout == "vctk_esc50":
         return _list_vctk(root), _list_esc50(noise_root)
     if layout == "barista_esc10":
-        utterances_csv = root / "utterances.csv"
-        segments_csv = root / "segments.csv"
-        noise_csv = noise_root / "clips.csv"
+        utterances_csv = utterances_csv or root / "utterances.csv"
+        segments_csv = segments_csv or root / "segments.csv"
+        noise_csv = noise_csv or noise_root / "clips.csv"
     elif root.resolve() == noise_root.resolve():
         raise ValueError(
             f"noise_folder is {noise_root}, the same as data_folder: expected "

@@ -139,17 +139,17 @@ def prepare_vad(
         Of the choice of noise, offset and ratio. The splits do not depend on
         it.
     utterances_csv : str
-        Layout folders: columns ``id`` (file name without suffix, or its path
+        Layouts folders and barista_esc10: columns ``id`` (file name without suffix, or its path
         below ``data_folder`` without suffix), and if known ``split`` and
         ``speaker`` (or ``speaker_id``, ``speaker_cluster``). Files not named
         are left out. Without it, the speaker is the first folder below
         ``data_folder``, or for files right in it the name up to the first
         "_" or "-"; without ``split``, speakers are split by a fixed hash.
     segments_csv : str
-        Layout folders: columns ``id``, ``start_s``, ``end_s``: the speech.
+        Likewise: columns ``id``, ``start_s``, ``end_s``: the speech.
         Without it, `energy_segments` labels the clean signals.
     noise_csv : str
-        Layout folders: columns ``id``, and if known ``split`` or ``fold`` (1
+        Likewise: columns ``id``, and if known ``split`` or ``fold`` (1
         to 3 train, 4 valid, 5 test) and ``human`` (1: left out).
     max_utterances_per_speaker : int
         To use a part of a large corpus; None for all.
@@ -199,7 +199,8 @@ def prepare_vad(
     for name, folder in (("data_folder", root), ("noise_folder", noise_root)):
         if not folder.is_dir():
             raise FileNotFoundError(f"{name} {folder} is not a folder")
-    arguments["files"] = fingerprint(root, noise_root)
+    tables = filter(None, (utterances_csv, segments_csv, noise_csv))
+    arguments["files"] = fingerprint(root, noise_root, *tables)
     annotations = dict(
         zip(SPLITS, (train_annotation, valid_annotation, test_annotation))
     )

@@ -124,6 +124,20 @@ def test_barista_esc10_layout(tmp_path):
     assert manifests[1]["flac/ba_2_001_snr0"]["speech"] == [[0.0, 0.2]]
 
 
+def test_tables_in_place_of_those_of_the_folder(tmp_path):
+    """Are read in each layout that has some, and when they have changed."""
+    folders, header = make_barista(tmp_path), ("id", "start_s", "end_s")
+    table = tmp_path / "labels.csv"
+    for begin in (0.2, 0.35):
+        rows = [(f"ba_{i}", begin, 1.2) for i in range(4)]
+        write_csv(table, header, rows)
+        valid = prepare(tmp_path, *folders, segments_csv=str(table))[0][1]
+        assert valid["flac/ba_2_000_snr0"]["speech"] == [[begin, 1.0]]
+    make_libriparty(tmp_path / "party")
+    with pytest.raises(ValueError, match="libriparty has no place for .*lab"):
+        prepare(tmp_path, tmp_path / "party", None, segments_csv=str(table))
+
+
 @pytest.mark.parametrize("version", ["0.92", "0.80"])
 def test_vctk_esc50_layout(tmp_path, version):
     vctk, esc50 = tmp_path / "VCTK", tmp_path / "ESC-50"

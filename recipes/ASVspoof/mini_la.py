@@ -267,8 +267,8 @@ def make_mini_la(
     Raises
     ------
     ValueError
-        If the folder holds a corpus made with other arguments, or there is
-        too little speech.
+        If the folder holds a corpus made with other arguments or something
+        else, or there is too little speech.
     """
     folder = Path(folder)
     attacks = [
@@ -303,6 +303,11 @@ def make_mini_la(
         if complete:
             logger.info("%s is complete, nothing is done", folder)
             return
+    elif folder.exists() and any(folder.iterdir()):
+        raise ValueError(
+            f"{folder} holds something else than Mini-LA, which is not written "
+            "into it: make_mini_la=False trains on what is there"
+        )
     if speech_folder is None:
         speech_folder, speakers_csv = SAMPLE, SAMPLE / "utterances.csv"
     utterances = list_utterances(speech_folder, speakers_csv)

@@ -456,3 +456,15 @@ def test_command_says_what_is_wrong_in_a_line(tmp_path, capsys):
         mini_la.main([str(tmp_path / "new"), "--speech_folder=/nowhere"])
     assert stopped.value.code == 2
     assert "/nowhere" in capsys.readouterr().err
+
+
+def test_a_corpus_that_is_there_is_not_touched(tmp_path):
+    """As one gets with the data_folder of ASVspoof 2019 LA."""
+    protocol = tmp_path / "ASVspoof2019_LA_cm_protocols" / "train.trn.txt"
+    protocol.parent.mkdir()
+    protocol.write_text("LA_0079 LA_T_1138215 - - bonafide\n")
+    with pytest.raises(ValueError, match="something else .*make_mini_la=Fals"):
+        mini_la.make_mini_la(tmp_path)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files == [protocol]
+    assert protocol.read_text() == "LA_0079 LA_T_1138215 - - bonafide\n"

@@ -188,7 +188,7 @@ def claim(folder, hparams_file, overrides, run_opts, top=None, passed=()):
     """
     top = str(top or folder)
     finished = result_of(folder) is not None
-    path = folder / SETTINGS
+    path, compact = folder / SETTINGS, folder / "compact"
     now = _settings(hparams_file, overrides, run_opts, top)
     if path.exists():
         before = read_json(path)
@@ -208,14 +208,14 @@ def claim(folder, hparams_file, overrides, run_opts, top=None, passed=()):
                 f"{folder} belongs to a run with other settings: {changes}. "
                 f"{_WAYS_OUT}"
             )
-    elif finished or any(folder.glob("save/CKPT*")):
+    elif finished or any(folder.glob("save/CKPT*")) or compact.exists():
         raise ValueError(
             f"{folder} holds a run of unknown settings (it has no {SETTINGS})."
             f" {_WAYS_OUT}"
         )
     if finished:
         return
-    for left in (*folder.glob(".*.tmp"), folder / "compact"):
+    for left in (*folder.glob(".*.tmp"), compact):
         if left.is_dir():
             shutil.rmtree(left)
         else:

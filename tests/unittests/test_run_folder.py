@@ -141,10 +141,14 @@ def test_overwrite_moves_the_old_folder_aside(hparams):
     assert (before[0] / "result.json").exists()
 
 
-def test_a_run_of_unknown_settings_is_refused(hparams):
-    (hparams[1] / "save" / "CKPT+1").mkdir(parents=True)
+@pytest.mark.parametrize("left", ["save/CKPT+1", "compact"])
+def test_a_run_of_unknown_settings_is_refused(hparams, left):
+    """And nothing of it is taken away."""
+    place = hparams[1] / left
+    place.mkdir(parents=True)
     with pytest.raises(ValueError, match="of unknown settings"):
         start(hparams)
+    assert place.is_dir()
 
 
 def test_what_was_left_half_done_is_taken_away(hparams):

@@ -159,6 +159,7 @@ def test_impossible_budgets_are_refused_before_training(budgets, tmp_path):
     out = run(tmp_path, f"--budgets={budgets}")
     assert out.returncode != 0
     assert "budgets must be in (0, 1)" in out.stdout
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("override", ["budget=0.3", "lr=0.03"])
@@ -169,4 +170,58 @@ def test_overrides_that_a_chain_does_not_use_are_refused(override, tmp_path):
     out = run(tmp_path, CHAIN[0], stage, dense, f"--{override}")
     assert out.returncode == 2
     assert f"{override.partition('=')[0]} has no effect: with" in out.stdout
-    assert not (tmp_path / "dense").exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_killed_behind_the_last_epoch(tmp_path):
+    """What is left is done by the next call, with the same figures."""
+    assert run(tmp_path).returncode == 0
+    before = figures(tmp_path)
+    (tmp_path / "result.json").unlink()
+    out = run(tmp_path)
+    assert out.returncode == 0, out.stdout[-3000:]
+    assert figures(tmp_path) == before
+
+
+def test_tensorboard_goes_on_where_a_run_is_resumed(tmp_path):
+    """A step is an epoch, and there is one of each."""
+    pytest.importorskip("tensorboard")
+    option = "--use_tensorboard=True"
+    first = run(tmp_path, option, script=("-c", STOP % 2))
+    assert "Stop" in first.stdout
+    assert list(scalars(tmp_path)["loss/valid"]) == [1, 2]
+    # As if it had been stopped behind the log, before the checkpoint
+    newest = max(tmp_path.glob("save/CKPT*"), key=lambda p: p.stat().st_mtime)
+    shutil.rmtree(newest)
+    assert run(tmp_path, option).returncode == 0
+    logged = scalars(tmp_path)
+    assert set(logged) == {
+        *("lr", "loss/train", "loss/valid"),
+        *("macs_per_second", "macs_ratio", "complexity_weight"),
+        "width/hidden1",
+    }
+    assert all(list(steps) == [1, 2, 3, 4] for steps in logged.values())
+    lines = (tmp_path / "gates.jsonl").read_text().splitlines()
+    widths = [json.loads(line)["width hidden1"] for line in lines]
+    assert list(logged["width/hidden1"].values()) == pytest.approx(widths)
+
+
+def test_missing_tensorboard_is_named_before_training(tmp_path):
+    hidden = 'import sys\nsys.modules["tensorboard"] = None\n'
+    script = "-c", hidden + MAIN
+    out = run(tmp_path, "--use_tensorboard=True", script=script)
+    assert out.returncode != 0
+    assert "'speechbrain-noisegate[tensorboard]'" in out.stdout
+    assert not (tmp_path / "train_log.txt").exists()
+    # Nothing else needs it
+    out = run(tmp_path, script=script)
+    assert out.returncode == 0, out.stdout[-3000:]
+
+
+def test_finished_run_is_left_alone(tmp_path):
+    assert run(tmp_path).returncode == 0
+    before = (tmp_path / "result.json").read_bytes()
+    out = run(tmp_path)
+    assert out.returncode == 0
+    assert "finished" in out.stdout
+    assert (tmp_path / "result.json").read_bytes() == before

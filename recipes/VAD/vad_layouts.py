@@ -67,9 +67,8 @@ def detect_layout(root, noise_root):
     )
     if is_vctk and (noise_root / "meta" / "esc50.csv").is_file():
         return "vctk_esc50"
-    if (root / "utterances.csv").is_file() and (
-        noise_root / "clips.csv"
-    ).is_file():
+    more = (root / "segments.csv", noise_root / "clips.csv")
+    if (root / "utterances.csv").is_file() and any(x.is_file() for x in more):
         return "barista_esc10"
     return "folders"
 
@@ -91,8 +90,9 @@ def list_files(
     if layout == "barista_esc10":
         utterances_csv = utterances_csv or root / "utterances.csv"
         segments_csv = segments_csv or root / "segments.csv"
-        noise_csv = noise_csv or noise_root / "clips.csv"
-    elif root.resolve() == noise_root.resolve():
+        if (noise_root / "clips.csv").is_file():
+            noise_csv = noise_csv or noise_root / "clips.csv"
+    if noise_csv is None and root.resolve() == noise_root.resolve():
         raise ValueError(
             f"noise_folder is {noise_root}, the same as data_folder: expected "
             "a folder of noise without speech"

@@ -124,6 +124,17 @@ def test_barista_esc10_layout(tmp_path):
     assert manifests[1]["flac/ba_2_001_snr0"]["speech"] == [[0.0, 0.2]]
 
 
+def test_labels_of_the_speech_with_any_noise(tmp_path):
+    """They are taken, though the noise has no table; but speech is none."""
+    speech, noise = make_barista(tmp_path)
+    (noise / "clips.csv").unlink()
+    manifests, _, _ = prepare(tmp_path, speech, noise)
+    assert_splits_are_apart(manifests)
+    assert manifests[1]["flac/ba_2_000_snr0"]["speech"] == [[0.4, 1.0]]
+    with pytest.raises(ValueError, match="noise_folder is .* same as data_f"):
+        prepare(tmp_path, speech, None, out="alone")
+
+
 def test_tables_in_place_of_those_of_the_folder(tmp_path):
     """Are read in each layout that has some, and when they have changed."""
     folders, header = make_barista(tmp_path), ("id", "start_s", "end_s")

@@ -119,7 +119,7 @@ def prepare_asvspoof(
         Where the protocols are, if not in ``data_folder``.
     phase : str
         Part of the 2021 trials to test on: "eval" (as in publications),
-        "progress", "hidden" or "all".
+        "progress", "hidden" or "all". Others have no phases.
     skip_bad_files : bool
         Whether to go on without what is wrong, with a warning that counts
         it, in place of the error. Of a file named twice the first line
@@ -182,6 +182,8 @@ def prepare_asvspoof(
     if layout == "auto":
         layout = detect_layout(data_folder, protocol_folder)
         logger.info("Layout of the data: %s", layout)
+    if phase != "eval" and not layout.startswith("2021"):
+        raise ValueError(f"phase is '{phase}', but layout {layout} has none")
 
     problems = defaultdict(list)
     trials = {}

@@ -308,6 +308,11 @@ def run(hparams_file, run_opts, overrides):
                 "speakers_csv": hparams["speakers_csv"],
             },
         )
+    elif hparams["speech_folder"] is not None:
+        raise ValueError(
+            f"speech_folder is {hparams['speech_folder']}, but no Mini-LA is "
+            "made of it: make_mini_la is False"
+        )
     run_on_main(
         prepare_asvspoof,
         kwargs={

@@ -432,6 +432,8 @@ def test_unknown_protocol_and_folders(tmp_path, tree):
         prepare(tmp_path, tree, layout="2018_la")
     with pytest.raises(ValueError, match="phase is 'dev'"):
         prepare(tmp_path, tree, phase="dev")
+    with pytest.raises(ValueError, match="but layout 2019_la has none"):
+        prepare(tmp_path, tree, phase="hidden")
     with pytest.raises(FileNotFoundError, match="absent"):
         prepare(tmp_path, tmp_path / "absent")
     (tmp_path / "empty").mkdir()

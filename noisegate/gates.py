@@ -200,6 +200,10 @@ class Gates(collections.abc.Mapping, contextlib.AbstractContextManager):
             )
         self.model = model
         self.front_end = front_end
+        if [front_end, input_shape, example].count(None) != 2:
+            raise ValueError(
+                "Gates needs one of front_end or input_shape or example, alone"
+            )
         like = next(model.parameters(), torch.zeros(0))  # type and device
         if front_end is not None:
             if not rule_of(front_end).in_front:
@@ -210,10 +214,6 @@ class Gates(collections.abc.Mapping, contextlib.AbstractContextManager):
             example = [torch.zeros(1, round(segment_s * sample_rate))]
         elif input_shape is not None:
             example = [like.new_zeros(input_shape)]
-        elif example is None:
-            raise ValueError(
-                "Gates needs one of front_end or input_shape or example"
-            )
         with torch.no_grad():
             whole = example
             if front_end is not None:

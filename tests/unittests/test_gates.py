@@ -446,9 +446,11 @@ def test_parameters_of_the_gates():
 
 
 def test_features_or_a_shape_is_needed():
-    """Costs need an example; says what is missing."""
-    with pytest.raises(ValueError, match="front_end or input_shape"):
-        Gates(models.crnn())
+    """Costs need an example; says what is missing, and takes no second."""
+    both = {"input_shape": [1, 9, 8], "example": [torch.rand(1, 30, 8)]}
+    for given in ({}, both):
+        with pytest.raises(ValueError, match="front_end or input_shape"):
+            Gates(models.crnn(), **given)
 
 
 def test_autocast():

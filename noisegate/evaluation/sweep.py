@@ -54,7 +54,7 @@ _SLURM_ACTIVE = (
 def _check_own(values):
     """Refuses overrides of what the sweep sets."""
     for key in _OWN:
-        if key in values:
+        if values.get(key) is not None:
             raise ValueError(
                 f"{key} is set for each cell by the sweep (--budgets, --seeds, "
                 "--folder): it can be no override. What a complexity_loss "

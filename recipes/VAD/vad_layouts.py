@@ -80,9 +80,9 @@ def detect_layout(root, noise_root):
 def list_files(
     layout, root, noise_root, utterances_csv, segments_csv, noise_csv
 ):
-    if layout in ("libriparty", "vctk_esc50"):
-        for table in filter(None, (utterances_csv, segments_csv, noise_csv)):
-            raise ValueError(f"layout {layout} has no place for {table}")
+    given = [t for t in (utterances_csv, segments_csv, noise_csv) if t]
+    if given and layout in ("libriparty", "vctk_esc50"):
+        raise ValueError(f"layout {layout} has no place for {given[0]}")
     if layout == "libriparty":
         return _list_libriparty(root), []
     if layout == "vctk_esc50":

@@ -139,8 +139,8 @@ def prepare_vad(
         Of the choice of noise, offset and ratio. The splits do not depend on
         it.
     utterances_csv : str
-        Layouts folders and barista_esc10: columns ``id`` (file name without
-        suffix, or its path below ``data_folder``), and if known ``split`` and
+        Layouts folders and barista_esc10: columns ``id`` (file name, or path
+        below ``data_folder``, without suffix), and if known ``split`` and
         ``speaker`` (or ``speaker_id``, ``speaker_cluster``). Files not named
         are left out. Without it, the speaker is the first folder below
         ``data_folder``, or for files right in it the name up to the first

@@ -17,6 +17,7 @@ import re
 from pathlib import Path
 
 import soundfile
+from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.utils.logger import get_logger
 
 from noisegate.evaluation.audio import audio_info
@@ -128,6 +129,27 @@ def prepare_keywords(
         text = json.dumps(chosen, indent=1)
         write_atomically(path, text + "\n")
         logger.info(f"{split}: {len(chosen)} clips")
+
+
+def check_labels(labels, folder):
+    """Raises ValueError if a teacher tells other words apart.
+
+    Arguments
+    ---------
+    labels : CategoricalEncoder
+        Of the classes of the data.
+    folder : str
+        Of the teacher: a compact folder or one of checkpoints; None for no
+        teacher.
+    """
+    for path in Path(folder).glob("label_encoder.*") if folder else ():
+        known = CategoricalEncoder()
+        known.load(path)
+        if known.lab2ind != labels.lab2ind:
+            raise ValueError(
+                f"teacher_folder {folder} is of {known.lab2ind}, the data have "
+                f"{labels.lab2ind}"
+            )
 
 
 def _from_table(folder):

@@ -21,7 +21,7 @@ from functools import partial
 import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml
-from keywords_prepare import prepare_keywords
+from keywords_prepare import check_labels, prepare_keywords
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.utils.distributed import if_main_process, run_on_main
@@ -193,6 +193,7 @@ def run(hparams_file, run_opts, overrides, kept):
         },
     )
     datasets, labels = dataio_prep(hparams, kept)
+    check_labels(labels, hparams["teacher_folder"])
 
     brain = KeywordBrain(
         modules=hparams["modules"],

@@ -171,6 +171,23 @@ def test_a_speaker_in_two_splits_is_an_error(tmp_path):
         manifests(tmp_path, tmp_path / "save")
 
 
+def test_a_teacher_of_other_words_is_refused(tmp_path):
+    """Its scores would be targets of the wrong classes."""
+
+    def encoder(*words):
+        labels = CategoricalEncoder()
+        labels.add_unk = False
+        labels.update_from_iterable(words)
+        return labels
+
+    prepare.check_labels(encoder("go", "no"), None)
+    prepare.check_labels(encoder("go", "no"), tmp_path)  # says nothing
+    encoder("go", "no").save(tmp_path / "label_encoder.ckpt")
+    prepare.check_labels(encoder("go", "no"), tmp_path)
+    with pytest.raises(ValueError, match="teacher_folder .*'go': 0.*'no': 0"):
+        prepare.check_labels(encoder("no", "go"), tmp_path)
+
+
 def test_all_widths_of_the_network_can_be_learned():
     model = tc_resnet8.TCResNet8(n_mels=40, n_classes=12)
     gates = Gates(model, input_shape=[1, 101, 40])

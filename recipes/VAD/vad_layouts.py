@@ -7,6 +7,7 @@ Authors
 import hashlib
 import json
 import math
+import mimetypes
 import os
 from pathlib import Path
 
@@ -102,16 +103,25 @@ def list_files(
 
 
 def _find_audio(root, folder):
-    paths = sorted(
-        Path(path).relative_to(root).as_posix()
-        for path in files_below(folder)
-        if path.lower().endswith(AUDIO_SUFFIXES)
-    )
+    paths, others = [], []
+    for path in files_below(folder):
+        if path.lower().endswith(AUDIO_SUFFIXES):
+            paths.append(Path(path).relative_to(root).as_posix())
+        elif str(mimetypes.guess_type(path)[0]).startswith("audio/"):
+            others.append(path)
+    if others:
+        logger.warning(
+            "%d audio files of %s are left out, the first is %s: %s are read",
+            len(others),
+            folder,
+            others[0],
+            ", ".join(AUDIO_SUFFIXES),
+        )
     if not paths:
         raise FileNotFoundError(
             f"{folder} has no audio file, expected {', '.join(AUDIO_SUFFIXES)}"
         )
-    return paths
+    return sorted(paths)
 
 
 def _files_by_id(paths):

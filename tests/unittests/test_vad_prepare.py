@@ -89,6 +89,14 @@ def test_speakers_by_name_of_the_file(tmp_path):
     assert speakers == {"s0", "s1", "s2", "s3"}
 
 
+def test_audio_that_is_not_read_is_counted(tmp_path, folders, caplog):
+    speech, noise = folders
+    (noise / "rain.mp3").write_bytes(b"")
+    (noise / "rain.txt").write_text("where it comes from")
+    prepare(tmp_path, speech, noise)
+    assert "1 audio files of" in caplog.text and "rain.mp3: .wav" in caplog.text
+
+
 def make_barista(tmp_path):
     speech, noise = tmp_path / "barista", tmp_path / "esc10"
     utterances, segments, clips = [], [], []

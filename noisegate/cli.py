@@ -251,6 +251,7 @@ def main(arguments=None):
     sweep = commands.add_parser(
         "sweep",
         help="run a recipe for each budget, method and seed",
+        allow_abbrev=False,  # --seed=5 is not five seeds
         description="Runs the recipe's own train.py for each cell; start it "
         "again to go on. Overrides for all cells follow behind --.",
     )

@@ -138,6 +138,15 @@ def test_a_sweep_refuses_keys_that_the_recipe_has_not(capsys, tmp_path):
     assert not (tmp_path / "sweep").exists()
 
 
+def test_a_seed_is_not_a_number_of_seeds(capsys, tmp_path):
+    """As an option that is cut short would be."""
+    arguments = ["sweep", str(CRNN), f"--folder={tmp_path / 'sweep'}"]
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, "--seed=5"])
+    assert stop.value.code == 2
+    assert "seed is set for each cell by the sweep" in capsys.readouterr().err
+
+
 def test_unknown_layers_are_named():
     """In the table, and in the error if nothing can be gated."""
     quaternions = QLinear(n_neurons=4, input_shape=[None, None, 8])

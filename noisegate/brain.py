@@ -215,12 +215,6 @@ class GatedBrain(sb.Brain):
             self._prepare(train_set, train_loader_kwargs)
         if self.test_only:
             return super().fit(epoch_counter, train_set)
-        limit = getattr(epoch_counter, "limit", math.inf)
-        if self.gates and not (self.debug or 2 <= self.freeze_epoch <= limit):
-            raise ValueError(
-                f"freeze_epoch must be in [2, number_of_epochs = {limit}], got "
-                f"{self.freeze_epoch}: the widths would not become final"
-            )
         if not isinstance(train_set, (DataLoader, LoopedLoader)):
             train_set = self.make_dataloader(
                 train_set, stage=sb.Stage.TRAIN, **(train_loader_kwargs or {})
@@ -231,6 +225,15 @@ class GatedBrain(sb.Brain):
             raise ValueError(_NO_LENGTH) from err
         every, n_batches = self.grad_accumulation_factor, self._steps_per_epoch
         check_number("grad_accumulation_factor", every, 1, n_batches, True)
+        limit = getattr(epoch_counter, "limit", math.inf)
+        if (n_steps := self.optimizer_step_limit) is not None:
+            limit = min(limit, math.ceil(n_steps * every / n_batches))
+        if self.gates and not (self.debug or 2 <= self.freeze_epoch <= limit):
+            raise ValueError(
+                f"freeze_epoch must be in [2, number_of_epochs = {limit}] (of "
+                f"optimizer_step_limit, if fewer), got {self.freeze_epoch}: "
+                "the widths would not become final"
+            )
         loader = getattr(train_set, "loader", train_set)  # LoopedLoader has one
         if isinstance(data := getattr(loader, "dataset", 0), Dataset):
             data.__getitems__ = Batches(data, self.seeds)
@@ -451,8 +454,7 @@ class GatedBrain(sb.Brain):
         folder = getattr(self.hparams, "output_folder", None)
         if stage == sb.Stage.VALID and folder and if_main_process():
             stats = {"epoch": epoch, **self._losses, **self.gate_stats()}
-            path = os.path.join(folder, "gates.jsonl")
-            append_epoch(path, epoch, json.dumps(stats))
+            append_epoch(f"{folder}/gates.jsonl", epoch, json.dumps(stats))
 
     def _check_epoch(self, epoch):
         """Raises RuntimeError if gates have not been trained in an epoch."""

@@ -274,9 +274,8 @@ def _expression(name, module, original):
         with torch.random.fork_rng():
             built = load_hyperpyyaml(f"{name}: {made}")[name]
     except ImportError as error:
-        raise ValueError(
-            f"'{name}' cannot be built from its YAML: {error}"
-        ) from error
+        text = f"'{name}' cannot be built from its YAML: {error}"
+        raise ValueError(text) from error
     return [f"{name}: {made}", *Corrections(name, built, module).lines]
 
 

@@ -287,8 +287,7 @@ class ComplexityLoss(torch.nn.Module):
                 *_, final = min(fits)  # no two have one name
 
         # A coarse step may leave much, which would go to all others
-        steps = {n: g.granularity for n, g in gates.items()}
-        held = [n for n, step in steps.items() if 1 < step > widths[n] / 3]
+        held = [n for n in gates if 1 < gates[n].granularity > widths[n] / 3]
         found = [rounded(name) for name in (None, *held)]
         found[1:] = [f for f in found[1:] if cost.macs(f) <= limit]
         return min(

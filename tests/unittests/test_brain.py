@@ -223,7 +223,13 @@ def test_step_limit_of_the_command_line():
     """It arrives as a text."""
     _, options, _ = sb.parse_arguments(["x.yaml", "--optimizer_step_limit=3"])
     limit = options["optimizer_step_limit"]
-    assert fit(brain(optimizer_step_limit=limit)).optimizer_step == 3
+    loss = {"budget": BUDGET, "freeze_epoch": 2}
+    with pytest.raises(ValueError, match="number_of_epochs = 1.*, got 2"):
+        fit(brain(optimizer_step_limit=limit, loss=loss))
+    trainer = fit(brain(optimizer_step_limit=STEPS + 1, loss=loss))
+    assert trainer.optimizer_step == STEPS + 1 and trainer.widths_are_final
+    with pytest.raises(ValueError, match="number_of_epochs = 1.*, got 2"):
+        fit(brain(optimizer_step_limit=STEPS, loss=loss))
 
 
 @pytest.mark.parametrize("norm", [0, -1.0])

@@ -22,7 +22,7 @@ from speechbrain.utils.logger import get_logger
 
 from noisegate.evaluation.card import write_card
 from noisegate.evaluation.files import markdown_table, write_atomically
-from noisegate.evaluation.results import stage
+from noisegate.evaluation.results import dense_run, stage
 from noisegate.evaluation.run_folder import (
     check_overrides,
     claim,
@@ -175,7 +175,7 @@ def _check_chain(plan, overrides):
             raise ValueError(f"budgets must be in (0, 1), got {budget}")
     runs = [plan["stage"]]
     if plan["pretrained"] is None:
-        runs.append({**plan["dense"], "gate_layers": []})
+        runs.append(dense_run(plan["dense"]))
     for key, value in overrides.items():
         used = value in [own.get(key, value) for own in runs]
         if key == "budget" or not used:
@@ -202,7 +202,7 @@ def _chain(hparams_file, plan, overrides, run_opts, top):
     results = {}
     for name in names:
         if name == DENSE:
-            values = {**plan["dense"], "gate_layers": [], "budget": 1.0}
+            values = {**dense_run(plan["dense"]), "budget": 1.0}
         else:
             share = full or 1, at or 1
             values = stage(plan["stage"], float(name), *share)

@@ -151,7 +151,7 @@ class SweepFolder:
         """What a cell of a chain is called with besides."""
         chain = self.plan["chain"]
         if cell.method == "dense":
-            return {**chain["dense"], "gate_layers": []}
+            return dense_run(chain["dense"])
         teacher = needed["teacher"].name
         compact = str(folder / "cells" / teacher / "compact")
         options = {"teacher_folder": compact}
@@ -314,6 +314,21 @@ def _cell(row, where):
         )
     found = {f.name: row.pop(f.name) for f in fields if f.name in row}
     return Cell(**found), row
+
+
+def dense_run(values):
+    """Returns the values of keys (dict) in the dense run of a chain.
+
+    Arguments
+    ---------
+    values : dict
+        Of that run, as the recipe has them.
+
+    Returns
+    -------
+    dict
+    """
+    return {**values, "gate_layers": []}
 
 
 def stage(values, budget, full, at):

@@ -159,12 +159,13 @@ class Sweep(SweepFolder):
             # As train.py reads them: options of SpeechBrain's own are no keys
             _, _, given = sb.parse_arguments([str(file), *overrides])
             given = YAML().load(given) or {}
+            for values in (given, *variants.values()):
+                _check_own(values)
             for method in ("dense", *methods):
                 derived = derive(text, method)
                 self.hparams[model, method] = derived
                 plan = YAML().load(derived)
                 for values in (given, *variants.values()):
-                    _check_own(values)
                     check_overrides(plan, values)
             first = int(YAML().load(text)["seed"])
             for seed, (name, asked) in itertools.product(

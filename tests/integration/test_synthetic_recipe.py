@@ -100,8 +100,10 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path):
     assert figures(whole) == figures(parts)
 
 
-STAGE = "--stage={number_of_epochs: 4, freeze_epoch: 3}"
-CHAIN = "--budgets=[0.5,0.25]", STAGE
+CHAIN = (
+    "--budgets=[0.5,0.25]",
+    "--stage={number_of_epochs: 4, freeze_epoch: 3}",
+)
 
 
 def test_a_chain_goes_on_from_cut_models(tmp_path):

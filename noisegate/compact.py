@@ -149,7 +149,7 @@ def _scalar(value):
         return "[" + ", ".join(_scalar(item) for item in value) + "]"
     if isinstance(value, str):
         return json.dumps(value)
-    return repr(value)
+    return re.sub("inf|nan", r".\g<0>", repr(value))  # as YAML has them
 
 
 def _settings(module):
@@ -181,8 +181,9 @@ class Corrections:
         inside = f'[!ref <{self.name}>, "{path}"]'
         return f"!apply:torch.nn.Module.get_submodule {inside}"
 
-    def _call(self, function, path, *arguments):
-        arguments = ", ".join([self._part(path), *arguments])
+    def _call(self, function, path, key=None, *arguments):
+        key = key and json.dumps(key)  # "0" and "on" are no texts in YAML
+        arguments = ", ".join(filter(None, [self._part(path), key, *arguments]))
         line = f"__{self.name}_{len(self.lines)}: !apply:{function}"
         self.lines.append(f"{line} [{arguments}]")
 
@@ -217,7 +218,7 @@ class Corrections:
             if first != full:
                 if not same or before[first] is not other:
                     path_of_first, _, its_key = first.rpartition(".")
-                    value = f"[{self._part(path_of_first)}, {its_key}]"
+                    value = f'[{self._part(path_of_first)}, "{its_key}"]'
                     self._call("setattr", path, key, f"!apply:getattr {value}")
             elif same:
                 continue
@@ -274,8 +275,7 @@ def _expression(name, module, original):
         with torch.random.fork_rng():
             built = load_hyperpyyaml(f"{name}: {made}")[name]
     except ImportError as error:
-        text = f"'{name}' cannot be built from its YAML: {error}"
-        raise ValueError(text) from error
+        raise ValueError(f"'{name}' cannot be built: {error}") from error
     return [f"{name}: {made}", *Corrections(name, built, module).lines]
 
 

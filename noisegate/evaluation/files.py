@@ -41,6 +41,47 @@ def write_atomically(path, text):
         temporary.unlink(missing_ok=True)
 
 
+def write_manifest(path, text, save_folder):
+    """Writes a manifest; one that others may use is not replaced.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        The file. Below ``save_folder`` it is the run's own.
+    text : str
+        What to write.
+    save_folder : str or pathlib.Path
+        That of the run.
+
+    Raises
+    ------
+    FileExistsError
+        If the file is not the run's own and holds something else.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> write_manifest(f"{folder}/train.json", "{}", f"{folder}/save")
+    >>> write_manifest(f"{folder}/train.json", "{}", f"{folder}/save")
+    >>> write_manifest(f"{folder}/train.json", "[]", folder)
+    >>> write_manifest(
+    ...     f"{folder}/train.json", "{}", f"{folder}/save"
+    ... )  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    FileExistsError: .../train.json holds something else than this run ...
+    """
+    path, folder = Path(path), Path(save_folder)
+    own = path.resolve().is_relative_to(folder.resolve())
+    if not own and path.exists() and read_text(path) != text:
+        raise FileExistsError(
+            f"{path} holds something else than this run would write, and is "
+            f"not in its save_folder {folder}: --skip_prep=True reads it as it "
+            "is; otherwise name another file, or remove this one"
+        )
+    write_atomically(path, text)
+
+
 def read_text(path):
     """Returns what a text file says, whatever ends its lines.
 

@@ -51,6 +51,7 @@ from noisegate.evaluation.files import (
     files_below,
     fingerprint,
     write_atomically,
+    write_manifest,
 )
 
 logger = get_logger(__name__)
@@ -98,7 +99,8 @@ def prepare_asvspoof(
     found.
 
     If the manifests exist and were made with the same arguments, nothing is
-    done.
+    done. One outside of ``save_folder`` is not replaced by another one
+    (:func:`noisegate.evaluation.files.write_manifest`).
 
     Arguments
     ---------
@@ -233,7 +235,8 @@ def prepare_asvspoof(
             }
             for trial in found
         }
-        write_atomically(annotations[split], json.dumps(manifest, indent=1))
+        text = json.dumps(manifest, indent=1)
+        write_manifest(annotations[split], text, save_folder)
         logger.info(
             "%s: %d bona fide, %d spoofed, %d attacks, %d speakers, %.1f h",
             split,

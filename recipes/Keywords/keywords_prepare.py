@@ -25,7 +25,7 @@ from noisegate.evaluation.files import (
     escaped,
     read_table,
     read_text,
-    write_atomically,
+    write_manifest,
 )
 
 logger = get_logger(__name__)
@@ -41,6 +41,7 @@ WORDS_12 += ("go",)
 
 def prepare_keywords(
     data_folder,
+    save_folder,
     train_annotation,
     valid_annotation,
     test_annotation,
@@ -61,6 +62,8 @@ def prepare_keywords(
         ``clips.csv``: columns id, speaker, label, split, and file, start_s,
         duration_s where several clips are in one file; else they are
         flac/<id>.flac.
+    save_folder : str
+        Of the run. A manifest elsewhere is not replaced by another one.
     train_annotation : str
         The manifest of the training set.
     valid_annotation : str
@@ -87,6 +90,8 @@ def prepare_keywords(
 
     Raises
     ------
+    FileExistsError
+        See :func:`noisegate.evaluation.files.write_manifest`.
     FileNotFoundError
         If the folder has neither layout, or a file of the lists is missing.
     ValueError
@@ -127,7 +132,7 @@ def prepare_keywords(
             if item["split"] == split
         }
         text = json.dumps(chosen, indent=1)
-        write_atomically(path, text + "\n")
+        write_manifest(path, text + "\n", save_folder)
         logger.info(f"{split}: {len(chosen)} clips")
 
 

@@ -183,6 +183,7 @@ def run(hparams_file, run_opts, overrides, kept):
         prepare_keywords,
         kwargs={
             "data_folder": hparams["data_folder"],
+            "save_folder": hparams["save_folder"],
             "train_annotation": hparams["train_annotation"],
             "valid_annotation": hparams["valid_annotation"],
             "test_annotation": hparams["test_annotation"],

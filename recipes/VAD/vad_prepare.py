@@ -48,7 +48,11 @@ from vad_mixes import make_items
 from vad_segments import energy_segments, merge_segments
 
 from noisegate.evaluation.audio import audio_info, read_audio
-from noisegate.evaluation.files import fingerprint, write_atomically
+from noisegate.evaluation.files import (
+    fingerprint,
+    write_atomically,
+    write_manifest,
+)
 
 logger = get_logger(__name__)
 
@@ -110,7 +114,8 @@ def prepare_vad(
 
     If the manifests exist and were made with the same arguments from the same
     files (names, sizes, times), nothing is done; otherwise they are made anew
-    and a warning says why.
+    and a warning says why. One outside of ``save_folder`` is not replaced
+    (:func:`noisegate.evaluation.files.write_manifest`).
 
     Arguments
     ---------
@@ -249,7 +254,8 @@ def prepare_vad(
                 f"{split}: {what} in {len(manifest)} items of {root}: "
                 "expected both classes in the labels"
             )
-        write_atomically(annotations[split], json.dumps(manifest, indent=1))
+        text = json.dumps(manifest, indent=1)
+        write_manifest(annotations[split], text, save_folder)
         logger.info(
             "%s: %d items, %.1f min, %.1f %% speech, %d speakers",
             split,

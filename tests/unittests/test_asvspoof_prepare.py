@@ -107,6 +107,22 @@ def refusal(tmp_path, data_folder, **options):
     return str(error.value)
 
 
+def test_a_manifest_of_others_is_not_replaced(tmp_path, tree):
+    """One outside of the run's folder, unless it says the same."""
+    mine = tmp_path / "mine.json"
+    mine.write_text("{}")
+    for folder in ("a", "a", "b"):
+        paths = [mine, *(tmp_path / folder / f"{s}.json" for s in SPLITS[1:])]
+        arguments = [str(tree), str(tmp_path / folder), *map(str, paths)]
+        if mine.read_text() == "{}":
+            with pytest.raises(FileExistsError, match="mine.json holds"):
+                asvspoof_prepare.prepare_asvspoof(*arguments)
+            assert mine.read_text() == "{}"
+            mine.unlink()
+        asvspoof_prepare.prepare_asvspoof(*arguments)
+        assert len(json.loads(mine.read_text())) > 1
+
+
 # --------------------------------------------------------------- good trees
 
 

@@ -223,8 +223,9 @@ def keywords_files(folder):
 
 
 def keywords(folder):
-    paths = [str(folder.parent / "out" / f"{split}.json") for split in SPLITS]
-    prepare_keywords(str(folder), *paths, n_classes=2)
+    out = folder.parent / "out"
+    paths = [str(out / f"{split}.json") for split in SPLITS]
+    prepare_keywords(str(folder), out, *paths, n_classes=2)
     found = {}
     for path in paths:
         found.update(DynamicItemDataset.from_json(path).data)

@@ -51,7 +51,7 @@ def corpus(tmp_path):
 def manifests(folder, save_folder, **options):
     """What was prepared, by split."""
     paths = [save_folder / f"{split}.json" for split in prepare.SPLITS]
-    prepare.prepare_keywords(folder, *paths, **options)
+    prepare.prepare_keywords(folder, save_folder, *paths, **options)
     found = [json.loads(path.read_text()) for path in paths]
     return dict(zip(prepare.SPLITS, found))
 
@@ -65,6 +65,25 @@ def test_all_words(corpus, tmp_path):
         "test": 35,
     }
     assert {item["speaker"] for item in found["test"].values()} == {"00000009"}
+
+
+def test_a_manifest_of_others_is_not_replaced(corpus, tmp_path):
+    """One outside of the run's folder, unless it says the same."""
+    paths = [tmp_path / f"{split}.json" for split in prepare.SPLITS]
+    for path in paths:
+        path.write_text("[]")
+    with pytest.raises(FileExistsError, match="train.json holds"):
+        prepare.prepare_keywords(corpus, tmp_path / "save", *paths)
+    assert [path.read_text() for path in paths] == ["[]"] * 3
+    for path in paths:
+        path.unlink()
+    for seed in (1, 1, 2):
+        arguments = corpus, tmp_path / "save", *paths
+        if seed == 1:
+            prepare.prepare_keywords(*arguments, seed=seed)
+            continue
+        with pytest.raises(FileExistsError, match="json holds"):
+            prepare.prepare_keywords(*arguments, seed=seed)
 
 
 def test_ten_words_others_and_silence(corpus, tmp_path):

@@ -282,6 +282,27 @@ def test_prepared_manifests_are_kept_until_arguments_change(
     assert files == {Path(path).name for path in [*paths, "vad_prepare.json"]}
 
 
+def test_a_manifest_of_others_is_not_replaced(tmp_path, folders):
+    """One outside of the run's folder, unless it says the same."""
+    _, paths, _ = prepare(tmp_path, *folders)
+    mine = tmp_path / "mine.json"
+    mine.write_text("{}")
+
+    def again():
+        speech, noise = map(str, folders)
+        places = str(tmp_path / "out"), str(mine), *paths[1:]
+        vad_prepare.prepare_vad(speech, noise, *places, segment_s=1.0, seed=7)
+
+    with pytest.raises(FileExistsError, match="mine.json holds .*skip_prep"):
+        again()
+    assert mine.read_text() == "{}"
+    mine.unlink()
+    again()
+    written = mine.read_text()
+    again()
+    assert mine.read_text() == written
+
+
 def test_skip_prep_does_nothing(tmp_path):
     vad_prepare.prepare_vad(
         "absent", None, str(tmp_path / "x"), "a", "b", "c", skip_prep=True

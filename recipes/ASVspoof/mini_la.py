@@ -73,7 +73,7 @@ from vad_data import item_generator
 from vad_layouts import AUDIO_SUFFIXES, SPEAKER_COLUMNS
 
 from noisegate.evaluation.audio import read_audio
-from noisegate.evaluation.files import read_table, write_atomically
+from noisegate.evaluation.files import fingerprint, read_table, write_atomically
 
 logger = get_logger(__name__)
 
@@ -271,6 +271,11 @@ def make_mini_la(
         else, or there is too little speech.
     """
     folder = Path(folder)
+    if speakers_csv is not None and speech_folder is None:
+        raise ValueError(
+            f"speakers_csv is {speakers_csv}, but there is no speech_folder "
+            "whose speakers it names"
+        )
     attacks = [
         a for a in ATTACKS if a not in TTS_ATTACKS or has_text_to_speech()
     ]
@@ -278,6 +283,8 @@ def make_mini_la(
         "version": VERSION,
         "speech": None if speech_folder is None else Path(speech_folder).name,
         "speakers_csv": speakers_csv and Path(speakers_csv).name,
+        "files": speech_folder
+        and fingerprint(*filter(None, (speech_folder, speakers_csv))),
         "n_speakers": n_speakers,
         "utterances_per_speaker": utterances_per_speaker,
         "attacks": attacks,
@@ -289,7 +296,8 @@ def make_mini_la(
         for split, name in SPLITS.items()
     }
     if note.is_file():
-        before = json.loads(note.read_text(encoding="utf-8"))
+        before = {"files": None}
+        before.update(json.loads(note.read_text(encoding="utf-8")))
         complete = all(path.is_file() for path in protocols.values())
         # A complete corpus may be used where espeak-ng is missing.
         asked = {

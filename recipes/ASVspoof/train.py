@@ -308,11 +308,12 @@ def run(hparams_file, run_opts, overrides):
                 "speakers_csv": hparams["speakers_csv"],
             },
         )
-    elif hparams["speech_folder"] is not None:
-        raise ValueError(
-            f"speech_folder is {hparams['speech_folder']}, but no Mini-LA is "
-            "made of it: make_mini_la is False"
-        )
+    for key in ("speech_folder", "speakers_csv"):
+        if hparams[key] is not None and not hparams["make_mini_la"]:
+            raise ValueError(
+                f"{key} is {hparams[key]}, but no Mini-LA is made of it: "
+                "make_mini_la is False"
+            )
     run_on_main(
         prepare_asvspoof,
         kwargs={

@@ -22,6 +22,8 @@ import mini_la_check  # noqa: E402
 import mini_la_speech  # noqa: E402
 import vad_data  # noqa: E402
 
+from noisegate.evaluation.files import fingerprint  # noqa: E402
+
 RATE = 16000
 PROTOCOLS = {
     "train": "ASVspoof2019.LA.cm.train.trn.txt",
@@ -198,6 +200,29 @@ def test_interrupted_run_goes_on_with_the_same_files(
     assert not removed[0].exists()
     with pytest.raises(ValueError, match="holds a corpus made with"):
         mini_la.make_mini_la(again, seed=1, **SMALL)
+
+
+def test_the_corpus_belongs_to_its_speech(tmp_path, corpus):
+    """Another folder of the same name, files that were changed or names of
+    speakers that nothing uses are refused."""
+    speech = [tmp_path / name / "speech" for name in ("a", "b")]
+    for folder, text in zip(speech, ("1", "12")):
+        folder.mkdir(parents=True)
+        (folder / "x.txt").write_text(text)
+    of_a = tmp_path / "corpus"
+    shutil.copytree(corpus, of_a)
+    note = json.loads((of_a / mini_la.NOTE).read_text())
+    note["speech"] = "speech"
+    note["files"] = fingerprint(speech[0])
+    (of_a / mini_la.NOTE).write_text(json.dumps(note))
+    mini_la.make_mini_la(of_a, speech[0], **SMALL)
+    with pytest.raises(ValueError, match="holds a corpus made with"):
+        mini_la.make_mini_la(of_a, speech[1], **SMALL)
+    (speech[0] / "x.txt").write_text("123")
+    with pytest.raises(ValueError, match="holds a corpus made with"):
+        mini_la.make_mini_la(of_a, speech[0], **SMALL)
+    with pytest.raises(ValueError, match="speakers_csv is a.csv"):
+        mini_la.make_mini_la(tmp_path / "new", speakers_csv="a.csv")
 
 
 def test_plan_depends_on_the_seed():

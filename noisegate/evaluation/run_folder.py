@@ -6,6 +6,7 @@ Authors
 
 import contextlib
 import difflib
+import hashlib
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import re
 import shutil
 import socket
 import time
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 from hyperpyyaml import resolve_references
@@ -39,6 +41,8 @@ _SIZES = re.compile(
 )
 _WAYS_OUT = "Choose another output_folder, or --overwrite=True, which moves "
 _WAYS_OUT += "the old folder aside"
+_CHECKPOINT = ".ckpt"
+_WEIGHTS = "weights of"
 _TOP = "OUTPUT_FOLDER"  # in it, as folders may be moved
 # Keys of a YAML that do not change what comes out
 FREE = ("num_workers", "use_tensorboard", "feature_cache", "skip_prep")
@@ -160,7 +164,8 @@ def claim(folder, hparams_file, overrides, run_opts, top=None, passed=()):
     """Makes sure that a folder is new or was begun with the same settings.
 
     The settings are all values of the YAML, but for the folder itself, and
-    options like ``--precision``. May differ: the number of workers, logging,
+    options like ``--precision``, and the weights in folders that it starts
+    from or is taught by. May differ: the number of workers, logging,
     where features are cached, and, while the run is not finished, the number
     of epochs, if it grows. What a run that was stopped has left half done is
     taken away.
@@ -192,6 +197,9 @@ def claim(folder, hparams_file, overrides, run_opts, top=None, passed=()):
     now = _settings(hparams_file, overrides, run_opts, top)
     if path.exists():
         before = read_json(path)
+        for key in [k for k in before if k.startswith(_WEIGHTS)]:
+            if key not in now:  # a finished run does not need them
+                del before[key]
         kept = {k: before[k] for k in (*FREE, *passed) if k in before}
         more = now.get(MORE), before.get(MORE)
         if not finished and None not in more and more[0] > more[1]:
@@ -292,12 +300,47 @@ def _owner(note):
 def _settings(hparams_file, overrides, run_opts, top):
     """All values of a run, flat, by name."""
     settings = dict(_leaves(plan_of(hparams_file, overrides)))
+    for name, value in dict(settings).items():
+        if isinstance(value, str) and (weights := weights_of(value, top)):
+            settings[f"{_WEIGHTS} {name}"] = weights
     for option in RUN_OPTIONS:
         if (run_opts or {}).get(option):
             settings[f"--{option}"] = run_opts[option]
     text = json.dumps(settings, sort_keys=True)
     quoted = json.dumps(top)[1:-1]
     return json.loads(text.replace(quoted, _TOP))
+
+
+def weights_of(place, top):
+    """Returns a hash of weights of a model, to see whether they are others.
+
+    Arguments
+    ---------
+    place : str
+        A folder of a model or of checkpoints, or a file (``.ckpt``).
+    top : str or pathlib.Path
+        The folder of the run.
+
+    Returns
+    -------
+    str or None
+        None for places that have no weights, and for those of the run itself.
+    """
+    found = [Path(place)] if place.endswith(_CHECKPOINT) else []
+    if os.path.isdir(place):
+        for pattern in (f"*{_CHECKPOINT}", f"CKPT+*/*{_CHECKPOINT}"):
+            found += sorted(Path(place).glob(pattern))
+    found = [path for path in found if path.is_file()]
+    own = Path(place).resolve().is_relative_to(Path(top).resolve())
+    if own or not found:
+        return None
+    content = hashlib.sha256()
+    for path in found:
+        content.update(os.fsencode(path.name))
+        with open(path, "rb") as weights:
+            for block in iter(lambda: weights.read(2**20), b""):
+                content.update(block)
+    return content.hexdigest()[:20]
 
 
 def _leaves(node, path=""):

@@ -260,6 +260,25 @@ def test_several_models_and_a_fresh_clone(tmp_path):
         Sweep(yamls, clone, [0.5], ["noise"], 1, ["--lr=1"])
 
 
+def test_a_sweep_belongs_to_the_weights_it_starts_from(tmp_path):
+    """Others in the same folder are another sweep."""
+    yaml = RECIPES / "VAD" / "hparams" / "crnn_gated.yaml"
+    weights = tmp_path / "dense" / "model.ckpt"
+    weights.parent.mkdir()
+    overrides = [f"--pretrained={weights.parent}"]
+
+    def prepare():
+        return Sweep([yaml], tmp_path / "a", [0.5], ["noise"], 1, overrides)
+
+    for content in (b"1", b"1", b"2"):
+        weights.write_bytes(content)
+        if content == b"1":
+            assert "weights of pretrained" in prepare().plan
+            continue
+        with pytest.raises(ValueError, match="holds another sweep"):
+            prepare()
+
+
 def test_variants_of_a_recipe(tmp_path):
     """Models that differ in keys; some have budgets of their own."""
     variants = {

@@ -108,6 +108,34 @@ def test_a_finished_run_is_not_repeated_nor_prolonged(hparams):
         start(hparams, "number_of_epochs: 9")
 
 
+@pytest.mark.parametrize("finish", [False, True])
+@pytest.mark.parametrize(
+    "file", ["model.ckpt", "save/CKPT+1/model.ckpt"], ids=["compact", "save"]
+)
+def test_the_weights_that_a_run_starts_from_are_settings(
+    hparams, tmp_path, file, finish
+):
+    """Others in the same place are refused; a finished run needs none."""
+    weights = tmp_path / "dense" / file
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"1")
+    with open(hparams[0], "a", encoding="utf-8") as yaml:
+        yaml.write("pretrained: null\nteacher: {folder: !ref <pretrained>}\n")
+    folder = weights.parent if "CKPT" not in file else weights.parents[1]
+    for place in (folder, weights):
+        of_run = hparams[0], tmp_path / f"run_{place.name}"
+        given = {"pretrained": str(place), "output_folder": str(of_run[1])}
+        start(of_run, given, finish)
+        start(of_run, given)
+        weights.write_bytes(b"2")
+        with pytest.raises(ValueError, match="weights of pretrained was"):
+            start(of_run, given)
+        weights.write_bytes(b"1")
+        start(of_run, given)
+    weights.unlink()
+    start(of_run, given)
+
+
 def test_options_of_speechbrain_are_settings(hparams):
     start(hparams, run_opts={"precision": "fp32", "device": "cpu"})
     start(hparams, run_opts={"precision": "fp32", "device": "cuda"})

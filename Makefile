@@ -45,9 +45,9 @@ quick: check-torch
 	tests/unittests/test_gate.py tests/unittests/test_rules.py \
 	tests/unittests/test_groups.py tests/unittests/test_gates.py \
 	tests/unittests/test_cost.py tests/unittests/test_compact.py \
-	tests/unittests/test_trial.py tests/unittests/test_private.py \
-	tests/unittests/test_calls.py tests/unittests/test_brain_model.py \
-	tests/unittests/test_teacher.py
+	tests/unittests/test_corrections.py tests/unittests/test_trial.py \
+	tests/unittests/test_private.py tests/unittests/test_calls.py \
+	tests/unittests/test_brain_model.py tests/unittests/test_teacher.py
 
 test: check-torch style shape docs
 	$(PYTEST) --doctest-modules noisegate tests

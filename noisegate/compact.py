@@ -14,6 +14,7 @@ import functools
 import inspect
 import io
 import json
+import operator
 import os
 import pydoc
 import re
@@ -49,8 +50,8 @@ from noisegate.rules.features import FEATURES
 from noisegate.trial import relative_difference
 
 _SAME = 1e-5  # of outputs, relative
-_STATE = ("training", "device")  # attributes that are no settings
-_SETTINGS = (bool, int, float, str)  # kinds that a YAML can set
+_STATE = {*vars(torch.nn.Module()), "device"}  # are no settings
+_SETTINGS = (bool, int, float, str, type(None))  # kinds that a YAML can set
 
 
 def compact(gates):
@@ -136,31 +137,38 @@ def _path(kind):
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _new(value):
-    return f"!new:{_path(type(value))}"
-
-
 def _scalar(value):
     if isinstance(value, type):
         return f"!name:{_path(value)}"
-    if isinstance(value, (bool, type(None))):
-        return {True: "True", False: "False", None: "null"}[value]
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_scalar(item) for item in value) + "]"
-    if isinstance(value, str):
-        return json.dumps(value)
-    return re.sub("inf|nan", r".\g<0>", repr(value))  # as YAML has them
+    if isinstance(value, dict):
+        items = [f"{_scalar(k)}: {_scalar(v)}" for k, v in value.items()]
+        return "{" + ", ".join(items) + "}"
+    if isinstance(value, float):
+        return re.sub("inf|nan", r".\g<0>", float.__repr__(value))  # as in YAML
+    return json.dumps(value)
+
+
+def _plain(value):
+    """Whether a YAML can set a value."""
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, (list, tuple)):
+        return all(map(_plain, value))
+    return isinstance(value, _SETTINGS)
 
 
 def _settings(module):
     """Classes and plain attributes by path: what equal modules share."""
-    found, plain = {}, (*_SETTINGS, tuple, type)
+    found = {}
     for path, part in module.named_modules():
         found[path, "class"] = rule_of(part).kind or _path(type(part)), type
         for key, value in vars(part).items():
             if isinstance(value, types.FunctionType):
                 value = _path(value), type(value)
-            if isinstance(value, plain) and key not in _STATE:
+            setting = _plain(value) or isinstance(value, (tuple, type))
+            if setting and key not in _STATE:
                 found[path, key] = value
     return found
 
@@ -236,10 +244,9 @@ class Corrections:
         """Sets what was set behind constructors."""
         before = _settings(self.built)
         for (path, key), value in _settings(self.module).items():
-            if before.get((path, key)) == value:
+            if before.get((path, key), before) == value:
                 continue
-            parts = value if isinstance(value, tuple) else [value]
-            if not all(isinstance(x, _SETTINGS) for x in parts):
+            if not _plain(value):
                 owner = f"{self.name}.{path}".rstrip(".")
                 raise ValueError(
                     f"'{owner}': its {key} is {value}, but "
@@ -263,11 +270,11 @@ def _zeros(tensor):
 def _expression(name, module, original):
     """Lines that make a module: as it was built, and corrected."""
     if not isinstance(module, torch.nn.Module):
-        return [f"{name}: {_new(module)}"]
+        return [f"{name}: !new:{_path(type(module))}"]
     if original is None and rule_of(module).in_front:
-        arguments = rule_of(module).arguments().items()
-        lines = [f"{key}: {_scalar(value)}" for key, value in arguments]
-        original = "\n".join([_new(module), *lines])
+        original = f"!new:{_path(type(module))}"
+        for key, value in rule_of(module).arguments().items():
+            original += f"\n{key}: {_scalar(value)}"
     if original is None:
         raise ValueError(f"originals must say how '{name}' was built")
     made = original.replace("\n", "\n    ")
@@ -306,7 +313,8 @@ def _check_folder(folder, modules):
             load(built[name], path)
         expected, made = _learned(module), _learned(built[name])
         for key, value in expected.items():
-            if key not in made or not _equal(value, made[key]):
+            equal = torch.equal if torch.is_tensor(value) else operator.eq
+            if key not in made or not equal(value, made[key]):
                 raise ValueError(
                     f"'{name}.{key}' is {value}, but {made.get(key)} when it "
                     "is loaded from what was written"
@@ -328,10 +336,6 @@ def vocabularies(values):
         if isinstance(value, kinds) and value not in found.values():
             found[name] = value
     return found
-
-
-def _equal(x, y):
-    return torch.equal(x, y) if torch.is_tensor(x) else x == y
 
 
 def _learned(module):
@@ -441,11 +445,7 @@ def save_compact(
     lines = [f"# {line}" for line in header.splitlines()]
     interface = values.pop("interface", {})
     for key, value in values.items():
-        if isinstance(value, dict):
-            lines.append(f"{key}:")
-            lines += [f"    {k}: {_scalar(v)}" for k, v in value.items()]
-        else:
-            lines.append(f"{key}: {_scalar(value)}")
+        lines.append(f"{key}: {_scalar(value)}")
     for name, module in modules.items():
         lines += _expression(name, module, (originals or {}).get(name))
     lines.append("modules:")

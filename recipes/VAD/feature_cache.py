@@ -6,6 +6,7 @@ Authors
 
 import copy
 import hashlib
+import inspect
 import json
 import math
 import os
@@ -27,28 +28,35 @@ logger = get_logger(__name__)
 _PLAIN = (bool, int, float, str, tuple, list, type(None))
 
 
+def _code(kind):
+    """A hash of the file that a class or module is in."""
+    return hashlib.sha256(Path(inspect.getfile(kind)).read_bytes()).hexdigest()
+
+
 def _settings(compute_features):
     """All that a front-end and the code around it hold."""
     front_end = {}
     for name, module in compute_features.named_modules():
         front_end[name] = {
             "class": type(module).__qualname__,
+            "code": _code(type(module)),
             **{
                 key: repr(value)
                 for key, value in vars(module).items()
                 if isinstance(value, _PLAIN) and key != "training"
             },
         }
-        tensors = (*module.named_parameters(recurse=False),)
-        for key, tensor in (*tensors, *module.named_buffers(recurse=False)):
+        tensors = {k: x for k, x in vars(module).items() if torch.is_tensor(x)}
+        tensors.update(module.named_parameters(recurse=False))
+        tensors.update(module.named_buffers(recurse=False))
+        for key, tensor in tensors.items():  # such as the window of an STFT
             values = tensor.detach().cpu().contiguous().numpy()
             digest = hashlib.sha256(values.tobytes()).hexdigest()
             front_end[name][key] = digest
-    code = Path(vad_data.__file__).read_bytes()
     return {
         "front_end": front_end,
         "speechbrain": speechbrain.__version__,
-        "code": hashlib.sha256(code).hexdigest(),
+        "code": _code(vad_data),
     }
 
 
@@ -66,8 +74,8 @@ class FeatureCache:
     They are stored as one float32 array (items, frames, channels) in a .npy
     file, read by a memory map, with a .json index beside it. The name of both
     holds a hash of all that the features depend on: the items (with labels),
-    size and time of their files, the state of the front-end, the code that
-    mixes. What changes gets another cache. The index is written last, when
+    size and time of their files, state and code of the front-end, the code
+    that mixes. What changes gets another cache. The index is written last, when
     the array is complete: an interrupted computation leaves no cache. One
     process computes at a time, others wait for it.
 

@@ -1,7 +1,9 @@
 """The feature cache of the VAD recipe: what changes is computed anew."""
 
+import importlib
 import os
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -75,9 +77,16 @@ def change_buffer(data, front_end):
     front_end.compute_deltas.kernel += 1.0
 
 
-@pytest.mark.parametrize(
-    "change", [change_audio, change_labels, change_attribute, change_buffer]
-)
+def change_window(data, front_end):
+    window = torch.hann_window(len(front_end.compute_STFT.window))
+    front_end.compute_STFT.window = window
+
+
+CHANGES = [change_audio, change_labels, change_attribute, change_buffer]
+CHANGES += [change_window]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_what_changes_is_computed_anew(tmp_path, data, change):
     front_end = Fbank(n_mels=24)
     FeatureCache(data, front_end, tmp_path / "cache")
@@ -97,6 +106,24 @@ def test_each_setting_of_a_front_end_counts(tmp_path, data, options):
     FeatureCache(data, Fbank(n_mels=24), tmp_path / "cache")
     other = FeatureCache(data, Fbank(n_mels=24, **options), tmp_path / "cache")
     assert not other.reused
+
+
+def test_the_code_of_a_front_end_counts(tmp_path, data, monkeypatch):
+    """Of a class of the user's own, as any other."""
+    code = """import torch
+class Level(torch.nn.Module):
+    def forward(self, wav):
+        return {} * wav.unfold(1, 160, 160).square().mean(-1, keepdim=True)
+"""
+    monkeypatch.syspath_prepend(tmp_path)
+    made = []
+    for factor in (1, 1, 2):
+        (tmp_path / "own_level.py").write_text(code.format(factor))
+        monkeypatch.delitem(sys.modules, "own_level", raising=False)
+        importlib.invalidate_caches()
+        front_end = importlib.import_module("own_level").Level()
+        made.append(FeatureCache(data, front_end, tmp_path / "cache"))
+    assert [cache.reused for cache in made] == [False, True, False]
 
 
 def test_a_bad_file_is_named_and_nothing_is_left(tmp_path, data):

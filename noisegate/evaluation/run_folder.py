@@ -300,8 +300,9 @@ def _owner(note):
 def _settings(hparams_file, overrides, run_opts, top):
     """All values of a run, flat, by name."""
     settings = dict(_leaves(plan_of(hparams_file, overrides)))
-    for name, value in dict(settings).items():
-        if isinstance(value, str) and (weights := weights_of(value, top)):
+    texts = {v: k for k, v in reversed(settings.items()) if isinstance(v, str)}
+    for value, name in texts.items():  # by the first key that has it
+        if weights := weights_of(value, top):
             settings[f"{_WEIGHTS} {name}"] = weights
     for option in RUN_OPTIONS:
         if (run_opts or {}).get(option):

@@ -134,7 +134,7 @@ def test_every_row_runs_with_debug(row, corpus, tmp_path):
     assert 0 <= result["test"]["EER"] <= 100
     compact = (tmp_path / "compact" / "hyperparams.yaml").read_text()
     bands = result["widths"]["features"]
-    assert f"\n    model: [1, 401, {bands}]\n" in compact
+    assert f'\ninput_shape: {{"model": [1, 401, {bands}]}}\n' in compact
     assert "noisegate" not in compact.partition("\n")[2]
     card = ModelCard.load(tmp_path / "compact" / "README.md")
     assert card.data.library_name == "speechbrain"

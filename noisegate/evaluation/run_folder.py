@@ -42,7 +42,7 @@ _SIZES = re.compile(
 _WAYS_OUT = "Choose another output_folder, or --overwrite=True, which moves "
 _WAYS_OUT += "the old folder aside"
 _CHECKPOINT = ".ckpt"
-_WEIGHTS = "weights of"
+STARTS = ("pretrained", "teacher_folder")  # keys with weights of other runs
 _TOP = "OUTPUT_FOLDER"  # in it, as folders may be moved
 # Keys of a YAML that do not change what comes out
 FREE = ("num_workers", "use_tensorboard", "feature_cache", "skip_prep")
@@ -195,11 +195,13 @@ def claim(folder, hparams_file, overrides, run_opts, top=None, passed=()):
     finished = result_of(folder) is not None
     path, compact = folder / SETTINGS, folder / "compact"
     now = _settings(hparams_file, overrides, run_opts, top)
+    for key in STARTS:
+        if weights := weights_of(str(now.get(key))):
+            now[f"weights of {key}"] = weights
     if path.exists():
         before = read_json(path)
-        for key in [k for k in before if k.startswith(_WEIGHTS)]:
-            if key not in now:  # a finished run does not need them
-                del before[key]
+        # A finished run needs none, and a stage may start from another place
+        weights = {key: before.pop(f"weights of {key}", None) for key in STARTS}
         kept = {k: before[k] for k in (*FREE, *passed) if k in before}
         more = now.get(MORE), before.get(MORE)
         if not finished and None not in more and more[0] > more[1]:
@@ -210,6 +212,10 @@ def claim(folder, hparams_file, overrides, run_opts, top=None, passed=()):
             if key in now
         }
         like = _settings(hparams_file, {**overrides, **kept}, run_opts, top)
+        for key in STARTS:
+            name = f"weights of {key}"
+            if weights[key] and name in now:
+                before[name], like[name] = weights[key], now[name]
         changes = _changes(before, like)
         if changes:
             raise ValueError(
@@ -300,10 +306,6 @@ def _owner(note):
 def _settings(hparams_file, overrides, run_opts, top):
     """All values of a run, flat, by name."""
     settings = dict(_leaves(plan_of(hparams_file, overrides)))
-    texts = {v: k for k, v in reversed(settings.items()) if isinstance(v, str)}
-    for value, name in texts.items():  # by the first key that has it
-        if weights := weights_of(value, top):
-            settings[f"{_WEIGHTS} {name}"] = weights
     for option in RUN_OPTIONS:
         if (run_opts or {}).get(option):
             settings[f"--{option}"] = run_opts[option]
@@ -312,28 +314,25 @@ def _settings(hparams_file, overrides, run_opts, top):
     return json.loads(text.replace(quoted, _TOP))
 
 
-def weights_of(place, top):
+def weights_of(place):
     """Returns a hash of weights of a model, to see whether they are others.
 
     Arguments
     ---------
     place : str
         A folder of a model or of checkpoints, or a file (``.ckpt``).
-    top : str or pathlib.Path
-        The folder of the run.
 
     Returns
     -------
     str or None
-        None for places that have no weights, and for those of the run itself.
+        None for places that have no weights.
     """
     found = [Path(place)] if place.endswith(_CHECKPOINT) else []
     if os.path.isdir(place):
         for pattern in (f"*{_CHECKPOINT}", f"CKPT+*/*{_CHECKPOINT}"):
             found += sorted(Path(place).glob(pattern))
     found = [path for path in found if path.is_file()]
-    own = Path(place).resolve().is_relative_to(Path(top).resolve())
-    if own or not found:
+    if not found:
         return None
     content = hashlib.sha256()
     for path in found:

@@ -32,7 +32,12 @@ from noisegate.evaluation.chain import CHAIN_KEYS
 from noisegate.evaluation.files import write_atomically
 from noisegate.evaluation.methods import METHODS, derive
 from noisegate.evaluation.results import Cell, SweepFolder, records, yaml_name
-from noisegate.evaluation.run_folder import check_overrides, plan_of, weights_of
+from noisegate.evaluation.run_folder import (
+    STARTS,
+    check_overrides,
+    plan_of,
+    weights_of,
+)
 from noisegate.extras import extra
 
 # Keys that have other values in each cell
@@ -159,8 +164,8 @@ class Sweep(SweepFolder):
             # As train.py reads them: options of SpeechBrain's own are no keys
             _, _, given = sb.parse_arguments([str(file), *overrides])
             given = YAML().load(given) or {}
-            for key, value in given.items():
-                if weights := weights_of(str(value), folder):
+            for key in STARTS:
+                if weights := weights_of(str(given.get(key))):
                     self._asked[f"weights of {key}"] = weights
             for values in (given, *variants.values()):
                 _check_own(values)

@@ -136,6 +136,17 @@ def test_the_weights_that_a_run_starts_from_are_settings(
     start(of_run, given)
 
 
+def test_checkpoints_elsewhere_are_no_settings(hparams, tmp_path):
+    """Those that the run itself writes, in a save_folder outside of it."""
+    checkpoint = tmp_path / "scratch" / "CKPT+1" / "model.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    given = {"save_folder": str(checkpoint.parents[1])}
+    start(hparams, given)
+    for content in (b"1", b"2", b"3"):
+        checkpoint.write_bytes(content)
+        start(hparams, given)
+
+
 def test_options_of_speechbrain_are_settings(hparams):
     start(hparams, run_opts={"precision": "fp32", "device": "cpu"})
     start(hparams, run_opts={"precision": "fp32", "device": "cuda"})

@@ -42,7 +42,8 @@ def write_atomically(path, text):
 
 
 def write_manifest(path, text, save_folder):
-    """Writes a manifest; one that others may use is not replaced.
+    """Writes a manifest; one that others may use is not replaced, nor one
+    that a run was begun with.
 
     Arguments
     ---------
@@ -56,7 +57,8 @@ def write_manifest(path, text, save_folder):
     Raises
     ------
     FileExistsError
-        If the file is not the run's own and holds something else.
+        If the file holds something else and is not the run's own, or the run
+        has checkpoints.
 
     Example
     -------
@@ -72,13 +74,20 @@ def write_manifest(path, text, save_folder):
     FileExistsError: .../train.json holds something else than this run ...
     """
     path, folder = Path(path), Path(save_folder)
-    own = path.resolve().is_relative_to(folder.resolve())
-    if not own and path.exists() and read_text(path) != text:
-        raise FileExistsError(
-            f"{path} holds something else than this run would write, and is "
-            f"not in its save_folder {folder}: --skip_prep=True reads it as it "
-            "is; otherwise name another file, or remove this one"
-        )
+    if path.exists() and read_text(path) != text:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise FileExistsError(
+                f"{path} holds something else than this run would write, and "
+                f"is not in its save_folder {folder}: --skip_prep=True reads "
+                "it as it is; otherwise name another file, or remove this one"
+            )
+        if any(folder.glob("CKPT*")):
+            raise FileExistsError(
+                f"{path} is not what the data leads to now: they have changed "
+                f"since the run in {folder} was begun. Choose another "
+                "output_folder, or --overwrite=True, which moves the old "
+                "folder aside; --skip_prep=True goes on with what was there"
+            )
     write_atomically(path, text)
 
 

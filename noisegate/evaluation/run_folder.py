@@ -41,8 +41,9 @@ _SIZES = re.compile(
 )
 _WAYS_OUT = "Choose another output_folder, or --overwrite=True, which moves "
 _WAYS_OUT += "the old folder aside"
-_CHECKPOINT = ".ckpt"
-STARTS = ("pretrained", "teacher_folder")  # keys with weights of other runs
+_STARTS = ("pretrained", "teacher_folder")  # keys with weights of other runs
+_FILES = (".ckpt", ".csv", ".json", ".jsonl", ".tsv")  # weights and manifests
+_CONTENT = "content of "
 _TOP = "OUTPUT_FOLDER"  # in it, as folders may be moved
 # Keys of a YAML that do not change what comes out
 FREE = ("num_workers", "use_tensorboard", "feature_cache", "skip_prep")
@@ -164,8 +165,9 @@ def claim(folder, hparams_file, overrides, run_opts, top=None, passed=()):
     """Makes sure that a folder is new or was begun with the same settings.
 
     The settings are all values of the YAML, but for the folder itself, and
-    options like ``--precision``, and the weights in folders that it starts
-    from or is taught by. May differ: the number of workers, logging,
+    options like ``--precision``, and what was in manifests, files of weights
+    and folders of models that it names when the run began
+    (:func:`contents_of`). May differ: the number of workers, logging,
     where features are cached, and, while the run is not finished, the number
     of epochs, if it grows. What a run that was stopped has left half done is
     taken away.
@@ -195,13 +197,9 @@ def claim(folder, hparams_file, overrides, run_opts, top=None, passed=()):
     finished = result_of(folder) is not None
     path, compact = folder / SETTINGS, folder / "compact"
     now = _settings(hparams_file, overrides, run_opts, top)
-    for key in STARTS:
-        if weights := weights_of(str(now.get(key))):
-            now[f"weights of {key}"] = weights
+    content = contents_of(now)
     if path.exists():
         before = read_json(path)
-        # A finished run needs none, and a stage may start from another place
-        weights = {key: before.pop(f"weights of {key}", None) for key in STARTS}
         kept = {k: before[k] for k in (*FREE, *passed) if k in before}
         more = now.get(MORE), before.get(MORE)
         if not finished and None not in more and more[0] > more[1]:
@@ -212,11 +210,8 @@ def claim(folder, hparams_file, overrides, run_opts, top=None, passed=()):
             if key in now
         }
         like = _settings(hparams_file, {**overrides, **kept}, run_opts, top)
-        for key in STARTS:
-            name = f"weights of {key}"
-            if weights[key] and name in now:
-                before[name], like[name] = weights[key], now[name]
-        changes = _changes(before, like)
+        changes = _changes(*comparable(before, {**like, **content}))
+        content = {k: before[k] for k in before if k.startswith(_CONTENT)}
         if changes:
             raise ValueError(
                 f"{folder} belongs to a run with other settings: {changes}. "
@@ -234,7 +229,7 @@ def claim(folder, hparams_file, overrides, run_opts, top=None, passed=()):
             shutil.rmtree(left)
         else:
             left.unlink(missing_ok=True)
-    write_atomically(path, json.dumps(now, indent=1) + "\n")
+    write_atomically(path, json.dumps({**now, **content}, indent=1) + "\n")
 
 
 def move_aside(folder):
@@ -314,33 +309,50 @@ def _settings(hparams_file, overrides, run_opts, top):
     return json.loads(text.replace(quoted, _TOP))
 
 
-def weights_of(place):
-    """Returns a hash of weights of a model, to see whether they are others.
+def contents_of(settings):
+    """Returns hashes of what settings name, to see whether it is another.
 
     Arguments
     ---------
-    place : str
-        A folder of a model or of checkpoints, or a file (``.ckpt``).
+    settings : dict
+        Values by key. Those that name a file of weights (``.ckpt``) or a
+        manifest (``.csv``, ``.json``, ``.jsonl``, ``.tsv``) count, and the
+        weights in the folders ``pretrained`` and ``teacher_folder``; what is
+        not there does not.
 
     Returns
     -------
-    str or None
-        None for places that have no weights.
+    dict of str to str
+        By ``content of <key>``.
     """
-    found = [Path(place)] if place.endswith(_CHECKPOINT) else []
-    if os.path.isdir(place):
-        for pattern in (f"*{_CHECKPOINT}", f"CKPT+*/*{_CHECKPOINT}"):
-            found += sorted(Path(place).glob(pattern))
-    found = [path for path in found if path.is_file()]
-    if not found:
-        return None
-    content = hashlib.sha256()
-    for path in found:
-        content.update(os.fsencode(path.name))
-        with open(path, "rb") as weights:
-            for block in iter(lambda: weights.read(2**20), b""):
-                content.update(block)
-    return content.hexdigest()[:20]
+    found = {}
+    for key, place in settings.items():
+        files = []
+        if isinstance(place, str) and place.endswith(_FILES):
+            files = [Path(place)]
+        elif key.rpartition(".")[2] in _STARTS and os.path.isdir(str(place)):
+            for pattern in ("*.ckpt", "CKPT+*/*.ckpt"):
+                files += sorted(Path(place).glob(pattern))
+        files = [path for path in files if path.is_file()]
+        content = hashlib.sha256()
+        for path in files:
+            content.update(os.fsencode(path.name))
+            with open(path, "rb") as fin:
+                for block in iter(lambda: fin.read(2**20), b""):
+                    content.update(block)
+        if files:
+            found[f"{_CONTENT}{key}"] = content.hexdigest()[:20]
+    return found
+
+
+def comparable(before, now):
+    """Returns two dicts of settings without the contents (:func:`contents_of`)
+    that only one of them has: what a run starts from may go when it has ended,
+    and what it has made itself was not there when it began."""
+    return tuple(
+        {k: one[k] for k in one if k in other or not k.startswith(_CONTENT)}
+        for one, other in ((before, now), (now, before))
+    )
 
 
 def _leaves(node, path=""):

@@ -33,10 +33,10 @@ from noisegate.evaluation.files import write_atomically
 from noisegate.evaluation.methods import METHODS, derive
 from noisegate.evaluation.results import Cell, SweepFolder, records, yaml_name
 from noisegate.evaluation.run_folder import (
-    STARTS,
     check_overrides,
+    comparable,
+    contents_of,
     plan_of,
-    weights_of,
 )
 from noisegate.extras import extra
 
@@ -143,6 +143,9 @@ class Sweep(SweepFolder):
         own = {k: v if isinstance(v, list) else [v] for k, v in own.items()}
         if variants:
             self._asked["variants"] = variants
+            for name, values in variants.items():
+                values = {f"{name}.{key}": v for key, v in values.items()}
+                self._asked.update(contents_of(values))
         if chain:
             self._asked["chain"] = self._stages(files, overrides)
             budgets = {1.0, *budgets}  # where it starts from
@@ -164,9 +167,7 @@ class Sweep(SweepFolder):
             # As train.py reads them: options of SpeechBrain's own are no keys
             _, _, given = sb.parse_arguments([str(file), *overrides])
             given = YAML().load(given) or {}
-            for key in STARTS:
-                if weights := weights_of(str(given.get(key))):
-                    self._asked[f"weights of {key}"] = weights
+            self._asked.update(contents_of(given))
             for values in (given, *variants.values()):
                 _check_own(values)
             for method in ("dense", *methods):
@@ -183,7 +184,8 @@ class Sweep(SweepFolder):
                     chosen = ["dense"] if budget == 1 else methods
                     cells += [Cell(m, budget, seed, name) for m in chosen]
         super().__init__(folder)
-        if self.plan != self._asked:
+        before, now = comparable(self.plan, self._asked)
+        if before != now:
             raise ValueError(
                 f"{self.folder} holds another sweep: {self.plan}, asked for is "
                 f"{self._asked}"

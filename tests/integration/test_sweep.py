@@ -273,7 +273,7 @@ def test_a_sweep_belongs_to_the_weights_it_starts_from(tmp_path):
     for content in (b"1", b"1", b"2"):
         weights.write_bytes(content)
         if content == b"1":
-            assert "weights of pretrained" in prepare().plan
+            assert "content of pretrained" in prepare().plan
             continue
         with pytest.raises(ValueError, match="holds another sweep"):
             prepare()

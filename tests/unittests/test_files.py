@@ -6,6 +6,7 @@ from noisegate.evaluation.files import (
     fill_blocks,
     without_paths,
     write_atomically,
+    write_manifest,
 )
 from noisegate.evaluation.results import SweepFolder
 
@@ -65,3 +66,15 @@ def test_a_line_that_is_no_cell(tmp_path, line, message):
     (tmp_path / "cells.jsonl").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         SweepFolder(tmp_path)
+
+
+def test_a_manifest_that_a_run_was_begun_with_is_kept(tmp_path):
+    """Other data under the name of a run: refused once it has checkpoints."""
+    path, save = tmp_path / "save" / "train.json", tmp_path / "save"
+    for text in ("{}", "[]"):  # nothing was trained with the first
+        write_manifest(path, text, save)
+    (save / "CKPT+1").mkdir()
+    write_manifest(path, "[]", save)
+    with pytest.raises(FileExistsError, match="they have changed since"):
+        write_manifest(path, "{}", save)
+    assert path.read_text() == "[]"

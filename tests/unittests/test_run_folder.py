@@ -128,12 +128,33 @@ def test_the_weights_that_a_run_starts_from_are_settings(
         start(of_run, given, finish)
         start(of_run, given)
         weights.write_bytes(b"2")
-        with pytest.raises(ValueError, match="weights of pretrained was"):
+        with pytest.raises(ValueError, match="content of pretrained was"):
             start(of_run, given)
         weights.write_bytes(b"1")
         start(of_run, given)
     weights.unlink()
     start(of_run, given)
+
+
+@pytest.mark.parametrize("finish", [False, True])
+@pytest.mark.parametrize("name", ["train.csv", "train.json", "asr.ckpt"])
+def test_files_of_others_are_settings(hparams, tmp_path, name, finish):
+    """A manifest or weights that somebody has written; what is not there when
+    a run begins is its own, and a finished run needs none."""
+    theirs, own = tmp_path / "theirs" / name, tmp_path / "own" / name
+    for path in (theirs, own):
+        path.parent.mkdir()
+    with open(hparams[0], "a", encoding="utf-8") as yaml:
+        yaml.write(f"used: {theirs}\nmade: {{here: {own}}}\n")
+    theirs.write_bytes(b"1")
+    for content in (b"1", b"2", b"3"):
+        start(hparams, finish=finish and content == b"3")
+        own.write_bytes(content)
+    theirs.write_bytes(b"2")
+    with pytest.raises(ValueError, match="content of used was"):
+        start(hparams)
+    theirs.unlink()
+    start(hparams)
 
 
 def test_checkpoints_elsewhere_are_no_settings(hparams, tmp_path):

@@ -43,7 +43,7 @@ N_INPUTS, TOLERANCE = 6, 1e-9
 WIDTHS = st.sampled_from([2, 3, 4, 6, 8, 12, 24])
 OPERATIONS = (
     "linear conv depthwise gru lstm layer_norm rms_norm batch_norm relu tanh "
-    "scale sum sum product cat half glu maxout attention heads pool"
+    "scale sum sum product cat half glu maxout attention heads pool mix"
 ).split()
 # The operation, its operands (counted from the last one), a width, a variant
 GRAPHS = st.lists(
@@ -118,6 +118,8 @@ class Graph(nn.Module):
             self._note("scale", [a], n, layer)
         elif operation in ("sum", "product"):
             self._note(operation, [a, self._fit(b, n)], n)
+        elif operation == "mix":
+            self._note(operation, [a, b], n, None, variant)
         elif operation == "cat":
             self._note("cat", [a, b], n + self.made[b])
         elif operation in ("half", "glu", "maxout"):
@@ -159,6 +161,15 @@ def _halves(variant, x):
     return x.chunk(2, -1) if variant else x.unflatten(-1, (-1, 2)).unbind(-1)
 
 
+def _mix(variant, x, y):
+    """What all channels of y decide on: weights of frames, a length."""
+    if variant == 0:
+        return x * y.sum(-1, keepdim=True).softmax(1)
+    if variant == 1:
+        return (y @ y.transpose(1, 2)).softmax(-1) @ x
+    return x + y.norm(dim=-1, keepdim=True)
+
+
 RUN = {
     "layer": lambda layer, _, x: layer(x),
     "conv": lambda layer, _, x: layer(x.transpose(1, 2)).transpose(1, 2),
@@ -168,6 +179,7 @@ RUN = {
     "scale": lambda layer, _, x: x * layer(x.mean(1, keepdim=True)).sigmoid(),
     "sum": lambda _, __, x, y: x + y,
     "product": lambda _, __, x, y: x * y,
+    "mix": lambda _, variant, x, y: _mix(variant, x, y),
     "cat": lambda _, __, x, y: torch.cat([x, y], -1),
     "half": lambda _, variant, x: _halves(variant, x)[0],
     "glu": lambda _, v, x: _halves(v, x)[0] * _halves(v, x)[1].sigmoid(),

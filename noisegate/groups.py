@@ -363,7 +363,8 @@ class _Finder:
         if len(channels) == 1 and n_made > 1:
             # All in one: shown with what makes them
             group.size = n_made
-            group.locked_reason = reason or self._mixed(channels[0])
+            layers = self.probe.rules.keys() & {path for path, _ in channels[0]}
+            group.locked_reason = reason or self.probe.mixed(layers)
             group.add(path, "out")
             return group
         last = len(self.order)  # parameters of no layer
@@ -381,14 +382,6 @@ class _Finder:
             group.locked_reason = "no layer reads it"
         self._complete(group, path)
         return group
-
-    def _mixed(self, places):
-        """Why channels cannot be told apart."""
-        layers = {path for path, _ in places if path in self.probe.rules}
-        for path in sorted(layers, key=self.order.get):
-            if reason := self.probe.rules[path].mixes():
-                return f"{path} {reason}"
-        return "its channels are mixed between the layers"
 
     def _add(self, group, place, numbers):
         """Adds the ports of a place: numbers are those of each channel."""

@@ -183,20 +183,18 @@ class Probe:
         self._noise, self._n_disturbed = {}, 0
         self._stage, self._selected, self._sign = "record", {}, 1
         self._few = False  # positions of what was disturbed
-        saved = {
-            path: rule.layer.__dict__.get("forward")
-            for path, rule in self.rules.items()
-        }
+        layers = [rule.layer for rule in self.rules.values()]
+        own = [vars(layer).get("forward") for layer in layers]
         try:
             with evaluating(model), torch.random.fork_rng():
                 for path, rule in self.rules.items():
                     rule.layer.forward = self._replacement(path, rule)
                 self._run()
         finally:
-            for path, rule in self.rules.items():
-                vars(rule.layer).pop("forward", None)
-                if saved[path] is not None:
-                    rule.layer.forward = saved[path]
+            for layer, forward in zip(layers, own):
+                vars(layer).pop("forward", None)
+                if forward is not None:
+                    layer.forward = forward
 
     def components(self):
         """Returns the sets of features that can only be cut together.
@@ -406,9 +404,8 @@ class Probe:
             for channel in range(size):
                 self._sets.add((*place, channel))
             try:
-                touched[place], output = self._reached(
-                    {place: torch.ones(size, dtype=torch.bool)}
-                )
+                everything = {place: torch.ones(size).bool()}
+                touched[place], output = self._reached(everything)
                 reason = "the output of the model" if output else None
             except torch.OutOfMemoryError:
                 raise
@@ -443,15 +440,12 @@ class Probe:
 
     def _find_axis(self, place, tensor, size):
         self._tensors[place] = tensor
-        everything = torch.ones(size, dtype=torch.bool)
-        reached, output = self._reached({place: everything})
+        reached, output = self._reached({place: torch.ones(size).bool()})
         if not reached:
             return
         links, codes = [], self._codes({place: torch.arange(size)})
         for key, where in reached.items():
-            if key not in codes:
-                return
-            code, several = codes[key]
+            code, several = codes.get(key, (where, where))
             if bool((where & (several | (code >= size))).any()):
                 return  # it mixes channels, as a weight matrix does
             for feature in where.nonzero().flatten().tolist():
@@ -517,14 +511,16 @@ class Probe:
             )[0]
             for end in (0, 1)
         )
-        mixed = {place: {} for place in unclear}
         for place, features in unclear.items():
+            layers = []
             for key, where in features.items():
                 nothing = torch.zeros_like(where)
                 both = first.get(key, nothing) & last.get(key, nothing)
                 both |= torch.tensor(len(where) == 1)
-                mixed[place][key] = where & both
+                layers += [key[0]] if bool((where & both).any()) else []
                 features[key] = where & ~both
+            if layers:  # They stay, as queries do; others there need not
+                self._fix(place, range(sizes[place]), self.mixed(layers))
         for n_members in range(2, max(sizes.values())):
             for n_chunks in sorted({1, 2, 3, n_members}):
                 splits = {
@@ -538,7 +534,13 @@ class Probe:
         # Up to a size one by one, otherwise all of them
         whole = {p: _split(n, n, 1) for p, n in sizes.items()}
         self._try(unclear, whole, _MAX_SINGLE)
-        self._try(mixed, whole, 0)
+
+    def mixed(self, layers):
+        """Returns why channels that reach these layers stay together."""
+        for path in sorted(layers, key=self.called.index):
+            if reason := self.rules[path].mixes():
+                return f"{path} {reason}"
+        return "its channels are mixed between the layers"
 
     def _try(self, unclear, splits, max_single=_MAX_MEMBERS):
         """Links features to channels of one label, if they see no others.

@@ -479,3 +479,46 @@ def test_a_layer_with_a_forward_of_its_own_is_named():
     )
     with pytest.raises(ValueError, match="1 is a Transposing, whose forward"):
         Gates(net, example=[torch.rand(1, 9, 20)])
+
+
+class Weighted(torch.nn.Module):
+    """Values under weights that all channels of other layers decide on."""
+
+    def __init__(self, weigh):
+        super().__init__()
+        self.weigh = weigh
+        self.stem = torch.nn.Linear(5, 16)
+        for name in ("query", "key", "value"):
+            setattr(self, name, torch.nn.Linear(16, 16))
+        self.out = torch.nn.Linear(16, 3)
+
+    def forward(self, x):
+        """Returns scores."""
+        x = self.stem(x).relu()
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        return self.out(x + self.weigh(q, k, v))
+
+
+@pytest.mark.parametrize(
+    "weigh, mixed",
+    [
+        (lambda q, k, v: (q @ k.mT).softmax(-1) @ v, ["query", "key"]),
+        (lambda q, k, v: v * (q * k).sum(-1, True), ["query", "key"]),
+        (lambda q, k, v: v / (q + k).norm(dim=-1, keepdim=True), ["query"]),
+        (lambda q, k, v: v @ (k.mT @ q).softmax(-2), ["key", "value"]),
+    ],
+    ids=["attention", "pooling", "norm", "over channels"],
+)
+def test_channels_that_meet_lock_their_makers_alone(weigh, mixed):
+    """Not the values that they weigh, nor the stream that those go to."""
+    gates = Gates(Weighted(weigh), input_shape=[1, 12, 5])
+    reasons = {group.name: group.locked_reason for group in gates.groups}
+    assert reasons["stem"] is None
+    for name in mixed:
+        assert "mixed between the layers" in reasons[name]
+    models.scramble(gates)
+    gates.freeze({"stem": 7})
+    model, x = gates.model.double().eval(), torch.randn(2, 9, 5).double()
+    small, _ = compact(gates)
+    assert small.value.in_features == 7
+    torch.testing.assert_close(small(x), model(x))

@@ -148,6 +148,7 @@ def export(folder, path=None, streaming=False, files=()):
     whole = Deployed(modules)
     deployed = Deployed(modules, streaming=True) if streaming else whole
     states = deployed.initial() if streaming else []
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     try:
         _write(deployed, part, states)

@@ -346,9 +346,23 @@ def contents_of(settings):
 
 
 def comparable(before, now):
-    """Returns two dicts of settings without the contents (:func:`contents_of`)
-    that only one of them has: what a run starts from may go when it has ended,
-    and what it has made itself was not there when it began."""
+    """Returns settings without the contents that only one of two has.
+
+    What a run starts from may go when it has ended, and what it has made
+    itself was not there when it began.
+
+    Arguments
+    ---------
+    before : dict
+        Settings, with contents (:func:`contents_of`).
+    now : dict
+        Others.
+
+    Returns
+    -------
+    tuple of dict
+        The two.
+    """
     return tuple(
         {k: one[k] for k in one if k in other or not k.startswith(_CONTENT)}
         for one, other in ((before, now), (now, before))

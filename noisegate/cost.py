@@ -199,16 +199,12 @@ class CostModel:
         self._layers.append((path, function, widths, recorded))
 
     def _add_parameter(self, path, parameter):
-        axes = [
-            axis
-            for axis in range(parameter.dim())
-            if (path, f"axis{axis}") in self._ports
-        ]
         # One axis is of channels, or none
-        size = parameter.shape[axes[0]] if axes else 1
-        width = self._width(path, f"axis{axes[0]}" if axes else "", size)
+        roles = [f"axis{axis}" for axis in range(parameter.dim())]
+        role = next((r for r in roles if (path, r) in self._ports), "")
+        size = parameter.shape[roles.index(role)] if role else 1
         others = {"others": parameter.numel() // size}
-        self._layers.append((path, _parameter_cost, {"": width}, others))
+        self._add(path, _parameter_cost, {role: size}, others)
 
     def _count_shared_once(self, model, rules, calls):
         """Parameters of several layers are in the cost of each."""

@@ -32,10 +32,8 @@ def kept_features(groups, keep):
             if port.layer == FEATURES:
                 continue
             key = port.layer, port.role
-            if port.index is None:
-                mask = stays
-            else:
-                mask = stays[port.index] | (port.index < 0)
+            index = port.index
+            mask = stays if index is None else stays[index] | (index < 0)
             masks[key] = mask & masks.get(key, True)
     return {key: mask.nonzero().flatten() for key, mask in masks.items()}
 

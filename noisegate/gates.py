@@ -337,8 +337,7 @@ class Gates(collections.abc.Mapping, contextlib.AbstractContextManager):
         ]
 
     def _check_respace(self, group):
-        front_end = self.front_end
-        if group.name != FEATURES or not front_end.compute_fbanks.freeze:
+        if group.name != FEATURES or not self.front_end.compute_fbanks.freeze:
             raise ValueError(
                 f"'{group.name}': respace is for the mel bands of a "
                 "filterbank whose filters are not trained"

@@ -254,6 +254,15 @@ class TorchEncoderRule(LayerRule):
         self.layer.use_nested_tensor = False
 
 
+@register(torch.nn.Transformer)
+class TorchTransformerRule(LayerRule):
+    """Refuses features that are not as many as it was built for."""
+
+    def renew(self):
+        for part in self.layer.modules():
+            self.layer.d_model = getattr(part, "embed_dim", self.layer.d_model)
+
+
 @register(PositionalwiseFeedForward)
 class FeedForwardRule(LayerRule):
     """The feed-forward block of a Transformer or Conformer."""

@@ -199,14 +199,12 @@ class LayerRule:
 
     def mixes(self):
         """What is said of channels that it does not tell apart, or None."""
-        kind = type(self.layer)
-        own = next(
-            k for k in kind.__mro__ if k in _RULES or "forward" in vars(k)
-        )
+        kinds = type(self.layer).__mro__
+        own = next(k for k in kinds if k in _RULES or "forward" in vars(k))
         if own not in _RULES:
             return (
-                f"is a {kind.__name__}, whose forward is its own: register a "
-                "rule for it (docs/own_layer.md)"
+                f"is a {kinds[0].__name__}, whose forward is its own: register "
+                "a rule for it (docs/own_layer.md)"
             )
         return None
 

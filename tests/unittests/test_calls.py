@@ -9,7 +9,13 @@ import torch
 from speechbrain.utils.checkpoints import average_checkpoints
 from torch.utils.checkpoint import checkpoint
 
-from noisegate import ComplexityLoss, Gates, NoiseGate, compact
+from noisegate import (
+    ComplexityLoss,
+    Gates,
+    NoiseGate,
+    compact,
+    save_compact,
+)
 from noisegate.baselines.gates import HardConcreteGate
 from noisegate.brain import GatedBrain
 from tests.unittests.brains import TinyBrain, brain, dataset, fit
@@ -222,6 +228,37 @@ def test_fused_transformers_are_gated():
     x = torch.rand(2, 9, 6)
     with torch.no_grad():
         torch.testing.assert_close(small(x), net.eval()(x))
+
+
+class Translator(nn.Module):
+    """torch's encoder and decoder, which know the number of features."""
+
+    def __init__(self):
+        super().__init__()
+        self.front = nn.Linear(6, 16)
+        self.embedding = nn.Embedding(9, 16)
+        self.transformer = nn.Transformer(16, 2, 1, 1, 24, batch_first=True)
+        self.out = nn.Linear(16, 9)
+
+    def forward(self, x, tokens):
+        """Scores of tokens."""
+        y = self.embedding(tokens)
+        return self.out(self.transformer(self.front(x), y))
+
+
+def test_torch_encoder_and_decoder_narrow_together(tmp_path):
+    """Their features, too, and the folder loads by SpeechBrain alone."""
+    example = [torch.rand(1, 9, 6), torch.tensor([[1, 2, 3]])]
+    gates = Gates(Translator(), example=example)
+    assert gates.cost.ratio(gates.min_widths()) < 0.1
+    gates.freeze({name: gate.size // 2 for name, gate in gates.items()})
+    small, _ = compact(gates)
+    assert small.transformer.d_model == small.out.in_features == 8
+    x, tokens = torch.rand(2, 7, 6), torch.tensor([[4, 5], [6, 7]])
+    expected = gates.model.eval()(x, tokens)
+    torch.testing.assert_close(small(x, tokens), expected)
+    made = {"model": f"!new:{__name__}.Translator"}
+    save_compact(str(tmp_path / "small"), {"model": small}, originals=made)
 
 
 class OwnOptimizersBrain(TinyBrain):

@@ -9,13 +9,7 @@ import torch
 from speechbrain.utils.checkpoints import average_checkpoints
 from torch.utils.checkpoint import checkpoint
 
-from noisegate import (
-    ComplexityLoss,
-    Gates,
-    NoiseGate,
-    compact,
-    save_compact,
-)
+from noisegate import ComplexityLoss, Gates, NoiseGate, compact, save_compact
 from noisegate.baselines.gates import HardConcreteGate
 from noisegate.brain import GatedBrain
 from tests.unittests.brains import TinyBrain, brain, dataset, fit

@@ -17,6 +17,9 @@ from zipfile import BadZipFile
 # Of one machine; not "1/2", "../up" or "https://"
 _PATH = re.compile(r"(?:file:/+|(?<![\w.~/])/(?!/))[^\s'\",\]}]+")
 
+WAYS_OUT = "Choose another output_folder, or --overwrite=True, which moves "
+WAYS_OUT += "the old folder aside"
+
 
 def write_atomically(path, text):
     """Writes a file such that it is never seen half written.
@@ -84,9 +87,8 @@ def write_manifest(path, text, save_folder):
         if any(folder.glob("CKPT*")):
             raise FileExistsError(
                 f"{path} is not what the data leads to now: they have changed "
-                f"since the run in {folder} was begun. Choose another "
-                "output_folder, or --overwrite=True, which moves the old "
-                "folder aside; --skip_prep=True goes on with what was there"
+                f"since the run in {folder} was begun. {WAYS_OUT}; "
+                "--skip_prep=True goes on with what was there"
             )
     write_atomically(path, text)
 

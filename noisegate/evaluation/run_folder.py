@@ -23,7 +23,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from ruamel.yaml.error import YAMLError
 from speechbrain.utils.logger import get_logger
 
-from noisegate.evaluation.files import read_json, write_atomically
+from noisegate.evaluation.files import WAYS_OUT, read_json, write_atomically
 
 logger = get_logger(__name__)
 
@@ -39,8 +39,6 @@ _SIZES = re.compile(
     r"|n_(fft|mels|frames|train|valid|test|classes|features)"
     r"|d_model|d_ffn|nhead|number_of_epochs)$"
 )
-_WAYS_OUT = "Choose another output_folder, or --overwrite=True, which moves "
-_WAYS_OUT += "the old folder aside"
 _STARTS = ("pretrained", "teacher_folder")  # keys with weights of other runs
 _FILES = (".ckpt", ".csv", ".json", ".jsonl", ".tsv")  # weights and manifests
 _CONTENT = "content of "
@@ -215,12 +213,12 @@ def claim(folder, hparams_file, overrides, run_opts, top=None, passed=()):
         if changes:
             raise ValueError(
                 f"{folder} belongs to a run with other settings: {changes}. "
-                f"{_WAYS_OUT}"
+                f"{WAYS_OUT}"
             )
     elif finished or any(folder.glob("save/CKPT*")) or compact.exists():
         raise ValueError(
             f"{folder} holds a run of unknown settings (it has no {SETTINGS})."
-            f" {_WAYS_OUT}"
+            f" {WAYS_OUT}"
         )
     if finished:
         return

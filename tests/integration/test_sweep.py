@@ -279,6 +279,27 @@ def test_a_sweep_belongs_to_the_weights_it_starts_from(tmp_path):
             prepare()
 
 
+def test_manifests_that_cells_make_are_not_of_others(tmp_path):
+    """Those of others are settings of the sweep, also in a variant."""
+    yaml = RECIPES / "VAD" / "hparams" / "crnn_gated.yaml"
+    made, theirs = tmp_path / "train.json", tmp_path / "test.json"
+    theirs.write_text("{}")
+    variants = {"a": {"test_annotation": str(theirs)}}
+    overrides = [f"--train_annotation={made}"]
+
+    def prepare():
+        place = tmp_path / "sweep"
+        given = [yaml], place, [0.5], ["noise"], 1, overrides, variants
+        return Sweep(*given).plan
+
+    assert "content of a.test_annotation" in prepare()
+    made.write_text("{}")  # by its first cell
+    assert "content of train_annotation" not in prepare()
+    theirs.write_text("[]")
+    with pytest.raises(ValueError, match="holds another sweep"):
+        prepare()
+
+
 def test_variants_of_a_recipe(tmp_path):
     """Models that differ in keys; some have budgets of their own."""
     variants = {

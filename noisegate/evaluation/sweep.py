@@ -143,9 +143,6 @@ class Sweep(SweepFolder):
         own = {k: v if isinstance(v, list) else [v] for k, v in own.items()}
         if variants:
             self._asked["variants"] = variants
-            for name, values in variants.items():
-                values = {f"{name}.{key}": v for key, v in values.items()}
-                self._asked.update(contents_of(values))
         if chain:
             self._asked["chain"] = self._stages(files, overrides)
             budgets = {1.0, *budgets}  # where it starts from
@@ -167,7 +164,6 @@ class Sweep(SweepFolder):
             # As train.py reads them: options of SpeechBrain's own are no keys
             _, _, given = sb.parse_arguments([str(file), *overrides])
             given = YAML().load(given) or {}
-            self._asked.update(contents_of(given))
             for values in (given, *variants.values()):
                 _check_own(values)
             for method in ("dense", *methods):
@@ -183,6 +179,10 @@ class Sweep(SweepFolder):
                 for budget in sorted(set(asked), reverse=True):
                     chosen = ["dense"] if budget == 1 else methods
                     cells += [Cell(m, budget, seed, name) for m in chosen]
+        named = dict(given)  # the same for all files
+        for name, values in variants.items():
+            named.update((f"{name}.{key}", v) for key, v in values.items())
+        self._asked.update(contents_of(named))
         super().__init__(folder)
         before, now = comparable(self.plan, self._asked)
         if before != now:

@@ -241,7 +241,7 @@ class Translator(nn.Module):
 
 
 def test_torch_encoder_and_decoder_narrow_together(tmp_path):
-    """Their features, too, and the folder loads by SpeechBrain alone."""
+    """Their features, too, and the saved folder gives back what was cut."""
     example = [torch.rand(1, 9, 6), torch.tensor([[1, 2, 3]])]
     gates = Gates(Translator(), example=example)
     assert gates.cost.ratio(gates.min_widths()) < 0.1
